@@ -1,0 +1,2 @@
+//! shoald
+fn main() {}

@@ -1,0 +1,15 @@
+//! The decisions of a shoal node, pure: no sockets, files, clock, threads or global randomness.
+//!
+//! Every part takes what happened and what time it is, and returns what to do. [`core::Control`] owns the parts and wires
+//! them together; the daemon's shells perform what it asks for and report back.
+
+pub mod allocator;
+pub mod core;
+pub mod lease;
+pub mod orchestrator;
+pub mod routes;
+pub mod scheduler;
+pub mod store;
+pub mod task;
+pub mod updater;
+pub mod view;

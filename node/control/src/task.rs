@@ -1,0 +1,137 @@
+//! The life of the tasks of one node: from what the cluster wants and what the driver reports to driver calls and status.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::{Limits, PortConfig};
+use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
+
+/// Everything a driver needs to know to run one task: spec, identity and environment resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPlan {
+    /// The task.
+    pub task: TaskId,
+    /// Its service.
+    pub service: ServiceId,
+    /// The service's name.
+    pub service_name: String,
+    /// Its slot.
+    pub slot: SlotName,
+    /// The node that runs it.
+    pub node: NodeId,
+    /// `<service>.<slot>.<task>`, the container's name.
+    pub name: String,
+    /// Reference of the image.
+    pub image: String,
+    /// Replaces the image's entrypoint unless empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command unless empty.
+    pub args: Vec<String>,
+    /// `NAME=VALUE` each, over the image's; holds the `SHOAL_*` variables.
+    pub env: Vec<String>,
+    /// Labels of the container, with those that identify cluster, node, service and task.
+    pub labels: BTreeMap<String, String>,
+    /// Working directory; empty means the image's.
+    pub dir: String,
+    /// User; empty means the image's.
+    pub user: String,
+    /// Host name inside; empty means the first 12 characters of the task's ID.
+    pub hostname: String,
+    /// Signal that asks it to end; empty means the image's, else `SIGTERM`.
+    pub stop_signal: String,
+    /// Between that signal and SIGKILL.
+    pub stop_grace: Duration,
+    /// Whether the root file system is read-only.
+    pub read_only: bool,
+    /// What it may use.
+    pub limits: Limits,
+    /// Ports to publish on this node alone (`mode=host`).
+    pub host_ports: Vec<PortConfig>,
+}
+
+/// What the agent asks a driver to do. Calls for one task are made one after another, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverCall {
+    /// Gets image and container ready.
+    Prepare(Box<ContainerPlan>),
+    /// Starts a prepared container.
+    Start(TaskId),
+    /// Asks a container to end and kills it after the grace of its plan. Idempotent.
+    Stop(TaskId),
+    /// Removes a container with everything it left. Idempotent.
+    Remove(TaskId),
+}
+
+/// A container that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// The driver's identifier of it: 64 hexadecimal digits.
+    pub container_id: String,
+    /// Its first process as the node sees it.
+    pub pid: u32,
+    /// Its address, reachable from its node.
+    pub address: Option<IpAddr>,
+    /// When its process was started.
+    pub started: WallTime,
+}
+
+/// What a driver reports about a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverReport {
+    /// Image and container are ready.
+    Prepared {
+        /// The driver's identifier of the container.
+        container_id: String,
+    },
+    /// The node cannot run this task (image missing, port taken); another may.
+    Rejected {
+        /// For people.
+        error: String,
+    },
+    /// It could not be prepared or started for a reason that is the task's own.
+    Failed {
+        /// For people.
+        error: String,
+    },
+    /// It runs.
+    Started(Running),
+    /// It ended, by itself or because it was told to.
+    Exited {
+        /// Exit code; 128 + signal when killed.
+        code: i32,
+        /// For people; empty when the code says it all.
+        error: String,
+    },
+    /// Nothing of it is left.
+    Removed,
+}
+
+/// A container of this node that a driver found when the daemon started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The task it was made for.
+    pub task: TaskId,
+    /// The service of the task.
+    pub service: ServiceId,
+    /// The slot of the task.
+    pub slot: SlotName,
+    /// Whether it runs, waits to be started, or ended.
+    pub state: FoundState,
+}
+
+/// What became of a found container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundState {
+    /// Made, never started.
+    Created,
+    /// Runs.
+    Running(Running),
+    /// Ended while nobody looked.
+    Exited {
+        /// Exit code.
+        code: i32,
+    },
+}

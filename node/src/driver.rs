@@ -1,0 +1,148 @@
+//! What runs containers, behind one trait.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use shoal_control::task::{ContainerPlan, Found, Running};
+use shoal_protocol::{TaskId, WallTime};
+use tokio::io::AsyncRead;
+
+pub mod docker;
+pub mod embedded;
+pub mod fake;
+
+/// Why a driver could not do what it was asked. Every call may be retried.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The image is not on this node and cannot be had.
+    #[error("No such image: {image} on {node}")]
+    NoSuchImage {
+        /// The reference that was asked for.
+        image: String,
+        /// Host name of this node.
+        node: String,
+    },
+    /// The node lacks something that another node may have (a free port, memory).
+    #[error("{0}")]
+    Refused(String),
+    /// The task's own settings cannot work anywhere.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such container.
+    #[error("no container for task {0}")]
+    NoSuchTask(TaskId),
+    /// The engine or the kernel failed.
+    #[error("{what}: {source}")]
+    Failed {
+        /// What was being done.
+        what: String,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code; 128 + signal when killed by one.
+    pub code: i32,
+    /// For people; empty when the code says it all.
+    pub error: String,
+}
+
+/// What the node can give to tasks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// Billionths of a core.
+    pub nano_cpus: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// An image on this node. Source: Docker Engine API v1.50, `ImageSummary`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// `sha256:` and 64 hexadecimal digits of its configuration.
+    pub id: String,
+    /// References, such as `shoal/whoami:latest`.
+    pub tags: Vec<String>,
+    /// Bytes of its layers.
+    pub size: u64,
+    /// When it was made, as its configuration says.
+    pub created: WallTime,
+}
+
+/// Which stream a piece of output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line of a task's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// Where it was written.
+    pub stream: LogStream,
+    /// When.
+    pub time: WallTime,
+    /// The line with its line feed, if it had one.
+    pub bytes: Bytes,
+}
+
+/// Which lines of a task's output are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// The last so many lines; `None` means all.
+    pub tail: Option<usize>,
+    /// Lines not older than this.
+    pub since: Option<WallTime>,
+}
+
+/// Runs containers. Implementations keep no state that a restart of the daemon would lose: what exists is found again by
+/// [`Driver::list`]. Calls for one task never overlap, except that [`Driver::wait`] may run beside any of them.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// Returns the name and version of the engine, such as `docker 20.10.24` or `embedded 0.1.0`.
+    fn engine(&self) -> String;
+
+    /// Returns what this node can give to tasks.
+    async fn capacity(&self) -> Result<Capacity, DriverError>;
+
+    /// Checks image and settings and creates the container, without starting it. Returns the container's identifier.
+    /// Preparing a task that was prepared before returns the same container.
+    async fn prepare(&self, plan: &ContainerPlan) -> Result<String, DriverError>;
+
+    /// Starts a prepared container. Starting a running one returns what runs.
+    async fn start(&self, task: TaskId) -> Result<Running, DriverError>;
+
+    /// Waits until a started container has ended; returns at once if it has already.
+    async fn wait(&self, task: TaskId) -> Result<Exit, DriverError>;
+
+    /// Sends the stop signal, and SIGKILL after the grace of the plan; returns when the container has ended.
+    async fn stop(&self, task: TaskId) -> Result<(), DriverError>;
+
+    /// Kills the container if it runs and removes everything of it. Removing what is not there succeeds.
+    async fn remove(&self, task: TaskId) -> Result<(), DriverError>;
+
+    /// Lists the containers of this node of this cluster.
+    async fn list(&self) -> Result<Vec<Found>, DriverError>;
+
+    /// Returns what a task has written so far, oldest first, as long as its container exists.
+    async fn logs(
+        &self,
+        task: TaskId,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, DriverError>>, DriverError>;
+
+    /// Stores the images of a docker-save or OCI archive, compressed or not, and returns their references.
+    async fn load_image(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError>;
+
+    /// Lists the images of this node.
+    async fn images(&self) -> Result<Vec<ImageInfo>, DriverError>;
+
+    /// Removes an image by reference or identifier.
+    async fn remove_image(&self, image: &str) -> Result<(), DriverError>;
+}

@@ -1,0 +1,12 @@
+//! The shoal daemon: shells around the decisions of `shoal-control`, and the event loop that joins them.
+
+pub mod agent;
+pub mod api;
+pub mod config;
+pub mod disk;
+pub mod driver;
+pub mod gossip;
+pub mod identity;
+pub mod ingress;
+pub mod runtime;
+pub mod swarm;

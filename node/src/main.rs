@@ -1,0 +1,3 @@
+//! `shoald`, the daemon.
+
+fn main() {}

@@ -1,0 +1,22 @@
+//! What crosses a process boundary in shoal: identifiers, time, specs, task states, replicated records, peer messages and
+//! their codec.
+//!
+//! No I/O, no async, no clock and no decisions live here. Both the daemon and its clients depend on this package; it
+//! depends on neither.
+
+pub mod codec;
+pub mod id;
+pub mod lease;
+pub mod message;
+pub mod record;
+pub mod spec;
+pub mod task;
+pub mod time;
+pub mod token;
+pub mod value;
+pub mod write;
+
+pub use id::{ClusterId, NodeId, ServiceId, TaskId};
+pub use record::{Key, Record, Stamp};
+pub use task::TaskState;
+pub use time::{Now, Time, WallTime};

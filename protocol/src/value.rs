@@ -1,0 +1,268 @@
+//! What is inside a record's body, by kind of key.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{self, CodecError};
+use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
+use crate::lease::{LeaseId, VoterSet};
+use crate::record::{Key, Record, SlotName};
+use crate::spec::PortConfig;
+use crate::task::TaskState;
+use crate::time::WallTime;
+
+/// The schema that this version writes for every kind of body.
+pub const SCHEMA: u16 = 1;
+
+/// Past tasks that a slot remembers. Source: Docker, `--task-history-limit`.
+pub const TASK_HISTORY_MAX: usize = 5;
+
+/// The decoded body of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Of [`Key::Cluster`].
+    Cluster(ClusterObject),
+    /// Of [`Key::Voters`].
+    Voters(VoterSet),
+    /// Of [`Key::Claim`].
+    Claim(Claim),
+    /// Of [`Key::Node`].
+    Node(NodeObject),
+    /// Of [`Key::Service`].
+    Service(ServiceObject),
+    /// Of [`Key::Progress`].
+    Progress(Progress),
+    /// Of [`Key::Slot`].
+    Slot(Slot),
+    /// Of [`Key::NodeStatus`].
+    NodeStatus(NodeStatus),
+    /// Of [`Key::TaskStatus`].
+    TaskReport(TaskReport),
+}
+
+/// Why a body could not be opened. The record is kept as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// It was written by a newer version.
+    #[error("schema {0} is not known to this version")]
+    Schema(u16),
+    /// It is damaged.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+impl Value {
+    /// Opens the body of a record; `None` is a tombstone.
+    pub fn open(record: &Record) -> Result<Option<Self>, ValueError> {
+        if record.schema != SCHEMA {
+            return Err(ValueError::Schema(record.schema));
+        }
+        let Some(body) = &record.body else {
+            return Ok(None);
+        };
+        Ok(Some(match record.key {
+            Key::Cluster => Self::Cluster(codec::decode(body)?),
+            Key::Voters => Self::Voters(codec::decode(body)?),
+            Key::Claim(_) => Self::Claim(codec::decode(body)?),
+            Key::Node(_) => Self::Node(codec::decode(body)?),
+            Key::Service(_) => Self::Service(codec::decode(body)?),
+            Key::Progress(_) => Self::Progress(codec::decode(body)?),
+            Key::Slot(..) => Self::Slot(codec::decode(body)?),
+            Key::NodeStatus(_) => Self::NodeStatus(codec::decode(body)?),
+            Key::TaskStatus(..) => Self::TaskReport(codec::decode(body)?),
+        }))
+    }
+
+    /// Encodes the value as a body.
+    pub fn seal(&self) -> Result<Vec<u8>, CodecError> {
+        match self {
+            Self::Cluster(value) => codec::encode(value),
+            Self::Voters(value) => codec::encode(value),
+            Self::Claim(value) => codec::encode(value),
+            Self::Node(value) => codec::encode(value),
+            Self::Service(value) => codec::encode(value),
+            Self::Progress(value) => codec::encode(value),
+            Self::Slot(value) => codec::encode(value),
+            Self::NodeStatus(value) => codec::encode(value),
+            Self::TaskReport(value) => codec::encode(value),
+        }
+    }
+}
+
+/// The cluster's own settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterObject {
+    /// The cluster.
+    pub id: ClusterId,
+    /// Count of writes to this object, from 1: what `?version=` compares.
+    pub index: u64,
+    /// When it was made.
+    pub created: WallTime,
+    /// When it was last written.
+    pub updated: WallTime,
+    /// The root certificate, PEM.
+    pub root_pem: String,
+    /// CA key and join secrets, sealed with the key that only managers have.
+    #[serde(with = "serde_bytes")]
+    pub sealed: Vec<u8>,
+}
+
+/// Who holds a lease, as its holder announced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Its holder. The epoch is in the record's stamp.
+    pub holder: NodeId,
+}
+
+/// A node as its operators want it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObject {
+    /// Count of writes to this object, from 1.
+    pub index: u64,
+    /// When it joined.
+    pub created: WallTime,
+    /// When the object was last written.
+    pub updated: WallTime,
+    /// JSON of [`crate::spec::NodeSpec`].
+    pub spec: String,
+}
+
+/// A service as its user wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceObject {
+    /// Count of writes to this object, from 1: what `?version=` compares.
+    pub index: u64,
+    /// When it was created.
+    pub created: WallTime,
+    /// When it was last written.
+    pub updated: WallTime,
+    /// JSON of [`crate::spec::ServiceSpec`], as the user sent it.
+    pub spec: String,
+    /// The spec before the last update.
+    pub previous_spec: Option<String>,
+    /// The published ports in force, with those filled in that the cluster chose.
+    pub ports: Vec<PortConfig>,
+}
+
+/// How far a service's update is; written by the holder of its shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The service's index that is being rolled out.
+    pub index: u64,
+    /// Where it stands.
+    pub state: UpdateState,
+    /// When it began.
+    pub started: WallTime,
+    /// When it ended.
+    pub completed: Option<WallTime>,
+    /// For people.
+    pub message: String,
+}
+
+/// Where an update stands. Source: Docker Engine API v1.50, `Service.UpdateStatus.State`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    /// Tasks are being replaced.
+    Updating,
+    /// Stopped after a failure; waits for a person.
+    Paused,
+    /// All tasks run the new spec.
+    Completed,
+}
+
+/// A slot: the task that fills it, its predecessors, and why it is empty if it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Newest first. Those with a desired state up to running are current (two during a start-first update); the others are
+    /// history, at most [`TASK_HISTORY_MAX`].
+    pub tasks: Vec<SlotTask>,
+}
+
+impl Slot {
+    /// Returns the tasks that are meant to run.
+    pub fn current(&self) -> impl Iterator<Item = &SlotTask> {
+        self.tasks.iter().filter(|task| task.desired <= TaskState::Running)
+    }
+}
+
+/// One task of a slot as its shard's holder wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotTask {
+    /// The task.
+    pub id: TaskId,
+    /// Where it runs; `None` while no node fits.
+    pub node: Option<NodeId>,
+    /// Ready, running, shutdown or remove.
+    pub desired: TaskState,
+    /// When it was made.
+    pub created: WallTime,
+    /// The service's index whose spec it runs.
+    pub index: u64,
+    /// JSON of [`crate::spec::TaskTemplate`].
+    pub template: String,
+    /// Published ports of the service at that index.
+    pub ports: Vec<PortConfig>,
+    /// Why it has no node, or why it ended before its node said so; empty otherwise.
+    pub note: String,
+    /// The last state its node was seen to report before it was ended for it (its node failed), if any.
+    pub last_seen: Option<TaskState>,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Host name.
+    pub hostname: String,
+    /// Where other nodes reach it.
+    pub address: Option<SocketAddr>,
+    /// Where its published ports are, if one address.
+    pub publish_address: Option<IpAddr>,
+    /// Such as `linux`.
+    pub os: String,
+    /// Such as `x86_64`.
+    pub architecture: String,
+    /// Billionths of a core that it has.
+    pub nano_cpus: u64,
+    /// Bytes of memory that it has.
+    pub memory_bytes: u64,
+    /// Labels given to the daemon at its start.
+    pub engine_labels: BTreeMap<String, String>,
+    /// What runs the containers, such as `docker 20.10.24` or `embedded`.
+    pub engine: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Published ports of the cluster that it could not open, with the reason.
+    pub port_errors: BTreeMap<u16, String>,
+    /// Whether it announced that it goes away for a moment; its tasks are kept for 30 s.
+    pub restarting: bool,
+}
+
+/// What a node says of a task that it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// The service of the task.
+    pub service: ServiceId,
+    /// The slot of the task.
+    pub slot: SlotName,
+    /// How far it is.
+    pub state: TaskState,
+    /// When it came into this state.
+    pub since: WallTime,
+    /// What happens, for people.
+    pub message: String,
+    /// What went wrong; empty if nothing did.
+    pub error: String,
+    /// The container, once there is one.
+    pub container_id: String,
+    /// Its first process as the node sees it, 0 if none.
+    pub pid: u32,
+    /// How it ended.
+    pub exit_code: Option<i32>,
+    /// The container's address on its node, for the node's own ingress.
+    pub address: Option<IpAddr>,
+}

@@ -1,0 +1,107 @@
+//! Writes of objects: what a manager forwards to the holder of the registry lease, and what comes back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NodeId, ServiceId};
+use crate::token::Role;
+use crate::value::ClusterObject;
+
+/// A change of one object. Retrying one is safe: the same change twice is applied once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Write {
+    /// Creates a service from the JSON of its spec. The identifier is chosen by the caller.
+    CreateService {
+        /// New and random.
+        id: ServiceId,
+        /// JSON as the user sent it.
+        spec: String,
+    },
+    /// Replaces a service's spec.
+    UpdateService {
+        /// Which.
+        id: ServiceId,
+        /// The index that the caller read.
+        version: u64,
+        /// JSON as the user sent it; ignored when rolling back.
+        spec: String,
+        /// Whether to take the previous spec instead.
+        rollback: bool,
+    },
+    /// Removes a service and all its tasks.
+    RemoveService {
+        /// Which.
+        id: ServiceId,
+    },
+    /// Makes a node a member. Its identity was checked by the manager that forwards this.
+    AdmitNode {
+        /// Which.
+        id: NodeId,
+        /// The role that its token grants.
+        role: Role,
+    },
+    /// Replaces a node's spec.
+    UpdateNode {
+        /// Which.
+        id: NodeId,
+        /// The index that the caller read.
+        version: u64,
+        /// JSON as the user sent it.
+        spec: String,
+    },
+    /// Removes a node for good: its identity is banned.
+    RemoveNode {
+        /// Which.
+        id: NodeId,
+        /// Whether to remove it though it is not down.
+        force: bool,
+    },
+    /// Replaces the cluster's settings (token rotation).
+    UpdateCluster {
+        /// The whole object; its index is the one that the caller read.
+        cluster: ClusterObject,
+    },
+}
+
+/// What an accepted write did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// The object's index after the write; 0 after a removal.
+    pub index: u64,
+    /// Things the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a write was refused. Nothing was changed unless a variant says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum WriteError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such object.
+    #[error("{0}")]
+    NotFound(String),
+    /// A name or port is taken.
+    #[error("{0}")]
+    Conflict(String),
+    /// The object was changed since it was read.
+    #[error("update out of sequence")]
+    OutOfSequence,
+    /// The request makes sense but not now.
+    #[error("{0}")]
+    Precondition(String),
+    /// No majority of the voters is reachable. The write may still take effect.
+    #[error("the cluster has no quorum: {0}")]
+    NoQuorum(String),
+    /// This node is a worker.
+    #[error("this node is a worker; send writes to a manager: {}", managers.join(", "))]
+    NotManager {
+        /// Addresses of managers that it knows.
+        managers: Vec<String>,
+    },
+    /// A voter's disk is full or broken.
+    #[error("{0}")]
+    Storage(String),
+    /// Too many writes wait already.
+    #[error("too many writes are waiting; try again")]
+    Busy,
+}

@@ -16,10 +16,16 @@ pub const BUCKETS: usize = 256;
 /// A message between two nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerMessage {
-    /// Are you there? Answered at once with the same number.
-    Ping(u64),
+    /// Are you there? Answered at once.
+    Ping {
+        /// Root digest of the sender's document, so that both notice when they differ.
+        digest: u128,
+    },
     /// The answer.
-    Pong(u64),
+    Pong {
+        /// Root digest of the sender's document.
+        digest: u128,
+    },
     /// A frame of chitchat's, opened by nobody but chitchat.
     Gossip(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Leases and voters.
@@ -117,6 +123,8 @@ pub enum SyncMessage {
         buckets: Vec<u16>,
         /// Every record of those buckets.
         records: Vec<Summary>,
+        /// Whether further buckets differ that did not fit.
+        more: bool,
     },
     /// "Here is what you lack; please send me the rest."
     Exchange {

@@ -10,9 +10,16 @@ use sha2::{Digest, Sha256};
 
 use crate::id::{NodeId, ServiceId, TaskId};
 use crate::lease::LeaseId;
+use crate::message::BUCKETS;
 
 /// Bytes of the largest record body. Larger ones are refused when written and when received.
 pub const BODY_BYTES_MAX: usize = 512 * 1024;
+
+/// Pairs in the clock of an overlay at most. Records with more are refused.
+pub const CLOCK_MAX: usize = 64;
+
+/// The schema of a tombstone that every listed node holds on disk: nothing older can come back, so it need not be kept.
+pub const SCHEMA_COLLECTED: u16 = 0;
 
 /// The name of a slot: what one task at a time fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,6 +75,25 @@ impl Key {
             | Self::Progress(_)
             | Self::Slot(..) => None,
         }
+    }
+
+    /// Returns whether a tombstone of this key is ever collected. Those of nodes are bans and stay.
+    pub fn is_collectable(&self) -> bool {
+        match self {
+            Self::Service(_) | Self::Progress(_) | Self::Slot(..) => true,
+            Self::Cluster
+            | Self::Voters
+            | Self::Claim(_)
+            | Self::Node(_)
+            | Self::NodeStatus(_)
+            | Self::TaskStatus(..) => false,
+        }
+    }
+
+    /// Returns the bucket, below [`BUCKETS`], in which this key is digested: the same on every node and in every version.
+    pub fn bucket(&self) -> u16 {
+        let hash = Sha256::digest(self.canonical());
+        u16::from_le_bytes([hash[0], hash[1]]) % BUCKETS as u16
     }
 
     /// Returns whether the record is kept on disk. A node's status is said anew after each start.
@@ -129,6 +155,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Returns whether this stands for a tombstone that every listed node holds on disk.
+    pub fn is_collected(&self) -> bool {
+        self.schema == SCHEMA_COLLECTED && self.body.is_none() && self.layer == Layer::Base
+    }
+
     /// Returns the hash that stands for the whole record in digests: 128 bits of SHA-256 over a canonical form.
     ///
     /// The form is ours, not an encoder's, so that two nodes never disagree over how an equal value is encoded.
@@ -207,5 +238,59 @@ mod optional_bytes {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
         Ok(Option::<serde_bytes::ByteBuf>::deserialize(deserializer)?.map(serde_bytes::ByteBuf::into_vec))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::codec;
+
+    fn record() -> Record {
+        Record {
+            key: Key::Slot(ServiceId(7), SlotName::Replica(3)),
+            stamp: Stamp { lineage: 1, epoch: 2, seq: 300 },
+            author: NodeId(9),
+            schema: 1,
+            layer: Layer::Overlay { clock: vec![(4, 5)], base: Stamp::default() },
+            body: Some(b"ab".to_vec()),
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let mut want = vec![codec::VERSION, 6];
+        want.extend(7u128.to_le_bytes());
+        want.extend([0, 3, 1, 2, 251, 44, 1]);
+        want.extend(9u128.to_le_bytes());
+        want.extend([1, 1, 1, 4, 5, 0, 0, 0, 1, 2, b'a', b'b']);
+        assert_eq!(codec::encode(&record()).unwrap(), want);
+        assert_eq!(codec::decode::<Record>(&want).unwrap(), record());
+    }
+
+    // Computed apart, with Python's hashlib.
+    #[test]
+    fn golden_hash_and_bucket() {
+        assert_eq!(record().hash(), 240_094_054_130_182_097_328_882_636_926_484_761_911);
+        assert_eq!(record().key.bucket(), 236);
+    }
+
+    #[test]
+    fn every_part_of_a_record_counts_in_its_hash() {
+        let base = Record { layer: Layer::Base, ..record() };
+        let all = [
+            record(),
+            base.clone(),
+            Record { body: None, ..base.clone() },
+            Record { body: Some(Vec::new()), ..base.clone() },
+            Record { schema: 2, ..base.clone() },
+            Record { author: NodeId(8), ..base.clone() },
+            Record { stamp: Stamp { seq: 301, ..base.stamp }, ..base.clone() },
+            Record { key: Key::Slot(ServiceId(7), SlotName::Node(NodeId(3))), ..base.clone() },
+            Record { key: Key::Service(ServiceId(7)), ..base },
+        ];
+        assert_eq!(all.iter().map(Record::hash).collect::<BTreeSet<_>>().len(), all.len());
     }
 }

@@ -1,13 +1,13 @@
 //! What is inside a record's body, by kind of key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
 use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
-use crate::lease::{LeaseId, VoterSet};
+use crate::lease::{LeaseId, VOTERS_MAX, VoterSet};
 use crate::record::{Key, Record, SlotName};
 use crate::spec::PortConfig;
 use crate::task::TaskState;
@@ -18,6 +18,9 @@ pub const SCHEMA: u16 = 1;
 
 /// Past tasks that a slot remembers. Source: Docker, `--task-history-limit`.
 pub const TASK_HISTORY_MAX: usize = 5;
+
+/// Tasks in a slot at most, history and current ones together. A slot with more is not read.
+pub const SLOT_TASKS_MAX: usize = 32;
 
 /// The decoded body of a record.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,18 +54,26 @@ pub enum ValueError {
     /// It is damaged.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// It can be decoded but breaks a rule of its type.
+    #[error("{0}")]
+    Invalid(&'static str),
 }
 
 impl Value {
     /// Opens the body of a record; `None` is a tombstone.
     pub fn open(record: &Record) -> Result<Option<Self>, ValueError> {
-        if record.schema != SCHEMA {
-            return Err(ValueError::Schema(record.schema));
-        }
         let Some(body) = &record.body else {
-            return Ok(None);
+            return Ok(None); // a removal says the same in every schema
         };
-        Ok(Some(match record.key {
+        Self::read(&record.key, record.schema, body).map(Some)
+    }
+
+    /// Opens the body of a record about `key`.
+    pub fn read(key: &Key, schema: u16, body: &[u8]) -> Result<Self, ValueError> {
+        if schema != SCHEMA {
+            return Err(ValueError::Schema(schema));
+        }
+        let value = match key {
             Key::Cluster => Self::Cluster(codec::decode(body)?),
             Key::Voters => Self::Voters(codec::decode(body)?),
             Key::Claim(_) => Self::Claim(codec::decode(body)?),
@@ -72,7 +83,43 @@ impl Value {
             Key::Slot(..) => Self::Slot(codec::decode(body)?),
             Key::NodeStatus(_) => Self::NodeStatus(codec::decode(body)?),
             Key::TaskStatus(..) => Self::TaskReport(codec::decode(body)?),
-        }))
+        };
+        value.check(key)?;
+        Ok(value)
+    }
+
+    /// Checks what the types alone do not say, for values that come from elsewhere.
+    pub fn check(&self, key: &Key) -> Result<(), ValueError> {
+        let rule = |holds: bool, broken| if holds { Ok(()) } else { Err(ValueError::Invalid(broken)) };
+        rule(self.suits(key), "value is of another kind than its key")?;
+        match (self, key) {
+            (Self::Voters(voters), _) => {
+                rule(voters.members.len() <= VOTERS_MAX, "voter set has too many members")?;
+                rule(voters.members.windows(2).all(|pair| pair[0] < pair[1]), "voter set is not sorted")
+            }
+            (Self::Claim(claim), Key::Claim(lease)) => rule(claim.lease == *lease, "claim is for another lease"),
+            (Self::Slot(slot), _) => {
+                rule(slot.tasks.len() <= SLOT_TASKS_MAX, "slot has too many tasks")?;
+                let tasks: BTreeSet<_> = slot.tasks.iter().map(|task| task.id).collect();
+                rule(tasks.len() == slot.tasks.len(), "slot names a task twice")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn suits(&self, key: &Key) -> bool {
+        matches!(
+            (self, key),
+            (Self::Cluster(_), Key::Cluster)
+                | (Self::Voters(_), Key::Voters)
+                | (Self::Claim(_), Key::Claim(_))
+                | (Self::Node(_), Key::Node(_))
+                | (Self::Service(_), Key::Service(_))
+                | (Self::Progress(_), Key::Progress(_))
+                | (Self::Slot(_), Key::Slot(..))
+                | (Self::NodeStatus(_), Key::NodeStatus(_))
+                | (Self::TaskReport(_), Key::TaskStatus(..))
+        )
     }
 
     /// Encodes the value as a body.
@@ -191,7 +238,7 @@ impl Slot {
 }
 
 /// One task of a slot as its shard's holder wants it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotTask {
     /// The task.
     pub id: TaskId,
@@ -265,4 +312,56 @@ pub struct TaskReport {
     pub exit_code: Option<i32>,
     /// The container's address on its node, for the node's own ingress.
     pub address: Option<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(key: Key, value: &Value) -> Result<Value, ValueError> {
+        Value::read(&key, SCHEMA, &value.seal().unwrap())
+    }
+
+    #[test]
+    fn values_that_break_a_rule_are_not_read() {
+        let voters = |members: &[u128]| {
+            Value::Voters(VoterSet { version: 1, members: members.iter().copied().map(NodeId).collect() })
+        };
+        let slot = |tasks: &[u128]| {
+            let task = |id: &u128| SlotTask { id: TaskId(*id), ..SlotTask::default() };
+            Value::Slot(Slot { tasks: tasks.iter().map(task).collect() })
+        };
+        let claim = |lease| Value::Claim(Claim { lease: LeaseId(lease), holder: NodeId(1) });
+        let many: Vec<u128> = (0..=SLOT_TASKS_MAX as u128).collect();
+        let slot_key = Key::Slot(ServiceId(1), SlotName::Replica(1));
+        for (name, key, value, good) in [
+            ("sorted voters", Key::Voters, voters(&[1, 2, 3]), true),
+            ("unsorted voters", Key::Voters, voters(&[2, 1]), false),
+            ("a voter twice", Key::Voters, voters(&[1, 1]), false),
+            ("eight voters", Key::Voters, voters(&[1, 2, 3, 4, 5, 6, 7, 8]), false),
+            ("a claim", Key::Claim(LeaseId(3)), claim(3), true),
+            ("a claim of another lease", Key::Claim(LeaseId(3)), claim(4), false),
+            ("a slot", slot_key, slot(&[1, 2]), true),
+            ("a task twice", slot_key, slot(&[1, 1]), false),
+            ("too many tasks", slot_key, slot(&many), false),
+        ] {
+            assert_eq!(read(key, &value).is_ok(), good, "{name}");
+        }
+        assert_eq!(claim(3).check(&Key::Voters), Err(ValueError::Invalid("value is of another kind than its key")));
+    }
+
+    #[test]
+    fn a_newer_schema_is_not_read_but_its_removal_is() {
+        let mut record = Record {
+            key: Key::Voters,
+            stamp: crate::Stamp::default(),
+            author: NodeId(1),
+            schema: SCHEMA + 1,
+            layer: crate::record::Layer::Base,
+            body: Some(Vec::new()),
+        };
+        assert_eq!(Value::open(&record), Err(ValueError::Schema(SCHEMA + 1)));
+        record.body = None;
+        assert_eq!(Value::open(&record), Ok(None));
+    }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A moment on this machine's clock that never goes back and counts while the machine sleeps (`CLOCK_BOOTTIME`).
 ///
 /// Milliseconds since an origin that only this process knows: never compared between nodes, never stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(pub u64);
 
 impl Time {

@@ -7,6 +7,7 @@ use shoal_control::task::{ContainerPlan, Found, Running};
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::AsyncRead;
 
+pub mod conformance;
 pub mod docker;
 pub mod embedded;
 pub mod fake;

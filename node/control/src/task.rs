@@ -1,4 +1,7 @@
 //! The life of the tasks of one node: from what the cluster wants and what the driver reports to driver calls and status.
+//!
+//! [`Agent`] keeps all tasks of a node; [`life`] is the machine of a single one, [`admission`] decides whether there is room
+//! for it, and [`plan`] resolves what a driver is told. Which task runs where is decided elsewhere and arrives as [`Wanted`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,6 +11,13 @@ use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{Limits, PortConfig};
 use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
+
+pub use agent::{Agent, AgentAction, NodeIdentity, Wanted};
+
+pub mod admission;
+mod agent;
+pub mod life;
+pub mod plan;
 
 /// Everything a driver needs to know to run one task: spec, identity and environment resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +70,12 @@ pub enum DriverCall {
     /// Starts a prepared container.
     Start(TaskId),
     /// Asks a container to end and kills it after the grace of its plan. Idempotent.
-    Stop(TaskId),
+    Stop {
+        /// Which.
+        task: TaskId,
+        /// The grace of its plan, or a guess at it: what the call's own deadline is derived from.
+        grace: Duration,
+    },
     /// Removes a container with everything it left. Idempotent.
     Remove(TaskId),
 }
@@ -78,7 +93,8 @@ pub struct Running {
     pub started: WallTime,
 }
 
-/// What a driver reports about a task.
+/// What a driver reports about a task. Every call is answered by exactly one report; [`DriverReport::Exited`] answers none
+/// and comes when it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverReport {
     /// Image and container are ready.
@@ -86,12 +102,12 @@ pub enum DriverReport {
         /// The driver's identifier of the container.
         container_id: String,
     },
-    /// The node cannot run this task (image missing, port taken); another may.
+    /// The call failed: the node cannot run this task (image missing, port taken); another may.
     Rejected {
         /// For people.
         error: String,
     },
-    /// It could not be prepared or started for a reason that is the task's own.
+    /// The call failed: when preparing or starting, for a reason that is the task's own or the engine's.
     Failed {
         /// For people.
         error: String,
@@ -105,6 +121,8 @@ pub enum DriverReport {
         /// For people; empty when the code says it all.
         error: String,
     },
+    /// A call to stop it is done: it does not run. Its end was reported before, if it could be seen.
+    Stopped,
     /// Nothing of it is left.
     Removed,
 }

@@ -1,0 +1,179 @@
+//! Whether there is room for one more task on this node.
+//!
+//! The scheduler has counted before; two holders may have counted the same memory at the same time, so the node counts again.
+
+use shoal_protocol::TaskId;
+use shoal_protocol::spec::{PortConfig, PublishMode, Reservations};
+
+/// What a task takes from its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Processor time and memory.
+    pub reservations: Reservations,
+    /// Ports of the node itself (`mode=host`); those that the node is to choose (0) are not counted.
+    pub host_ports: Vec<(Protocol, u16)>,
+}
+
+/// The transport of a port; a port number is free in one while taken in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// `tcp`, and what is empty.
+    Tcp,
+    /// `udp`.
+    Udp,
+    /// `sctp`, and what is not known.
+    Other,
+}
+
+impl Claims {
+    /// Returns what a task takes.
+    pub fn new(reservations: &Reservations, ports: &[PortConfig]) -> Self {
+        let host_ports = ports
+            .iter()
+            .filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0)
+            .map(|port| (Protocol::of(&port.protocol), port.published_port))
+            .collect();
+        Self { reservations: reservations.clone(), host_ports }
+    }
+}
+
+impl Protocol {
+    fn of(name: &str) -> Self {
+        match name {
+            "" | "tcp" => Self::Tcp,
+            "udp" => Self::Udp,
+            _ => Self::Other,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A task that has been let in and has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding<'a> {
+    /// The task.
+    pub task: TaskId,
+    /// What it takes.
+    pub claims: &'a Claims,
+    /// Whether it is on its way out.
+    pub leaving: bool,
+}
+
+/// What becomes of a task that asks to be let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// There is room.
+    Admit,
+    /// There will be room when tasks that are leaving have left.
+    Wait(String),
+    /// There is no room.
+    Reject(String),
+}
+
+/// Decides whether a task with `claims` fits beside `holdings` on a node with `capacity`.
+pub fn admit(claims: &Claims, holdings: &[Holding<'_>], capacity: &Reservations, hostname: &str) -> Admission {
+    let staying = || holdings.iter().filter(|held| !held.leaving);
+    if let Err(reason) = fit(claims, staying, capacity, hostname) {
+        return Admission::Reject(reason);
+    }
+    match fit(claims, || holdings.iter(), capacity, hostname) {
+        Ok(()) => Admission::Admit,
+        Err(reason) => Admission::Wait(reason),
+    }
+}
+
+fn fit<'a, I: Iterator<Item = &'a Holding<'a>>>(
+    claims: &Claims,
+    held: impl Fn() -> I,
+    capacity: &Reservations,
+    hostname: &str,
+) -> Result<(), String> {
+    let cpu_used = sum(held().map(|held| held.claims.reservations.nano_cpus));
+    let memory_used = sum(held().map(|held| held.claims.reservations.memory_bytes));
+    let Reservations { nano_cpus, memory_bytes } = claims.reservations;
+    for (what, unit, wanted, total, used) in [
+        ("CPU", "billionths of a core", nano_cpus, capacity.nano_cpus, cpu_used),
+        ("memory", "bytes", memory_bytes, capacity.memory_bytes, memory_used),
+    ] {
+        let free = total.saturating_sub(used);
+        if wanted > free {
+            return Err(format!(
+                "insufficient {what} on {hostname}: {wanted} {unit} wanted, {free} of {total} not reserved"
+            ));
+        }
+    }
+    for port in &claims.host_ports {
+        if let Some(held) = held().find(|held| held.claims.host_ports.contains(port)) {
+            let (protocol, number) = (port.0.name(), port.1);
+            return Err(format!("host port {number}/{protocol} on {hostname} is in use by task {}", held.task));
+        }
+    }
+    Ok(())
+}
+
+fn sum(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn claims(cores: u64, memory_bytes: u64, ports: &[u16]) -> Claims {
+        Claims {
+            reservations: Reservations { nano_cpus: cores * 1_000_000_000, memory_bytes },
+            host_ports: ports.iter().map(|port| (Protocol::Tcp, *port)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_task_is_let_in_only_where_there_is_room() {
+        let capacity = Reservations { nano_cpus: 4_000_000_000, memory_bytes: 4 * GIB };
+        let holding = |claims: Claims, leaving: bool| (claims, leaving);
+        for (name, holdings, asks, want) in [
+            ("an empty node", vec![], claims(4, 4 * GIB, &[80]), "admit"),
+            ("a task that reserves nothing", vec![holding(claims(4, 4 * GIB, &[]), false)], claims(0, 0, &[]), "admit"),
+            ("memory is gone", vec![holding(claims(0, 3 * GIB, &[]), false)], claims(0, 2 * GIB, &[]), "reject"),
+            ("CPU is gone", vec![holding(claims(3, 0, &[]), false)], claims(2, 0, &[]), "reject"),
+            ("memory is leaving", vec![holding(claims(0, 3 * GIB, &[]), true)], claims(0, 2 * GIB, &[]), "wait"),
+            ("the port is taken", vec![holding(claims(0, 0, &[80]), false)], claims(0, 0, &[80]), "reject"),
+            ("another port", vec![holding(claims(0, 0, &[80]), false)], claims(0, 0, &[81]), "admit"),
+            ("the port is leaving", vec![holding(claims(0, 0, &[80]), true)], claims(0, 0, &[80]), "wait"),
+            ("more than the node has", vec![], claims(5, 0, &[]), "reject"),
+            (
+                "what overflows is too much",
+                vec![holding(claims(0, u64::MAX, &[]), false), holding(claims(0, u64::MAX, &[]), false)],
+                claims(0, 1, &[]),
+                "reject",
+            ),
+        ] {
+            let holdings: Vec<Holding<'_>> = holdings
+                .iter()
+                .map(|(claims, leaving)| Holding { task: TaskId(1), claims, leaving: *leaving })
+                .collect();
+            let got = match admit(&asks, &holdings, &capacity, "n1") {
+                Admission::Admit => "admit",
+                Admission::Wait(_) => "wait",
+                Admission::Reject(_) => "reject",
+            };
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_fixed_ports_of_the_host_are_claimed() {
+        let port = |published_port, publish_mode| PortConfig { published_port, publish_mode, ..PortConfig::default() };
+        let ports = [port(80, PublishMode::Host), port(81, PublishMode::Ingress), port(0, PublishMode::Host)];
+        let got = Claims::new(&Reservations::default(), &ports).host_ports;
+        assert_eq!(got, [(Protocol::Tcp, 80)]);
+    }
+}

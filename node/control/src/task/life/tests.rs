@@ -1,0 +1,328 @@
+use std::net::{IpAddr, Ipv4Addr};
+
+use shoal_protocol::TaskId;
+
+use super::*;
+
+const NOW: Now = Now { time: Time(5_000), wall: WallTime(5_000_000_000) };
+
+fn running() -> Running {
+    Running {
+        container_id: "c1".to_owned(),
+        pid: 42,
+        address: Some(IpAddr::V4(Ipv4Addr::new(10, 212, 0, 2))),
+        started: WallTime(4_000_000_000),
+    }
+}
+
+/// A task at `state` with a container as it is there, and a call outstanding.
+fn life(state: TaskState, container: Container, call: Option<Call>) -> Life {
+    let mut life = Life::assigned(ServiceId(1), SlotName::Replica(1), Now::default());
+    life.status.state = state;
+    life.container = container;
+    life.call = call;
+    if container == Container::Running {
+        life.status.container_id = "c1".to_owned();
+        life.status.pid = 42;
+    }
+    life
+}
+
+fn prepared() -> DriverReport {
+    DriverReport::Prepared { container_id: "c1".to_owned() }
+}
+
+fn failed() -> DriverReport {
+    DriverReport::Failed { error: "broken".to_owned() }
+}
+
+fn rejected() -> DriverReport {
+    DriverReport::Rejected { error: "No such image: x on n1".to_owned() }
+}
+
+fn exited(code: i32) -> DriverReport {
+    DriverReport::Exited { code, error: String::new() }
+}
+
+type Outcome = (TaskState, Container, Option<Call>);
+
+#[expect(clippy::too_many_lines, reason = "one table of transitions")]
+#[test]
+fn life_steps() {
+    use Container::*;
+    use DriverReport::*;
+    use Goal::{Discard, Keep, Run, Stop};
+    use TaskState as S;
+
+    let cases: Vec<(&str, Life, Goal, Option<DriverReport>, Outcome)> = vec![
+        // On the way up.
+        ("not admitted yet", life(S::Assigned, Absent, None), Run, None, (S::Assigned, Absent, None)),
+        ("accepted", life(S::Accepted, Absent, None), Run, None, (S::Preparing, Created, Some(Call::Prepare))),
+        (
+            "accepted and to be ready",
+            life(S::Accepted, Absent, None),
+            Goal::Ready,
+            None,
+            (S::Preparing, Created, Some(Call::Prepare)),
+        ),
+        (
+            "prepared and to be ready waits",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Goal::Ready,
+            Some(prepared()),
+            (S::Ready, Created, None),
+        ),
+        (
+            "prepared and to run starts",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Run,
+            Some(prepared()),
+            (S::Starting, Created, Some(Call::Start)),
+        ),
+        ("ready and then to run", life(S::Ready, Created, None), Run, None, (S::Starting, Created, Some(Call::Start))),
+        ("ready but fenced", life(S::Ready, Created, None), Keep, None, (S::Ready, Created, None)),
+        (
+            "started",
+            life(S::Starting, Created, Some(Call::Start)),
+            Run,
+            Some(Started(running())),
+            (S::Running, Running, None),
+        ),
+        (
+            "no second call while one is outstanding",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Run,
+            None,
+            (S::Preparing, Created, Some(Call::Prepare)),
+        ),
+        ("running stays", life(S::Running, Running, None), Run, None, (S::Running, Running, None)),
+        ("running and fenced stays", life(S::Running, Running, None), Keep, None, (S::Running, Running, None)),
+        // What cannot go up.
+        (
+            "the image is missing",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Run,
+            Some(rejected()),
+            (S::Rejected, Created, None),
+        ),
+        (
+            "preparing failed",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Run,
+            Some(failed()),
+            (S::Failed, Created, None),
+        ),
+        (
+            "a failed start may have left something running",
+            life(S::Starting, Created, Some(Call::Start)),
+            Run,
+            Some(failed()),
+            (S::Failed, Unknown, Some(Call::Stop)),
+        ),
+        (
+            "a refused start too",
+            life(S::Starting, Created, Some(Call::Start)),
+            Run,
+            Some(rejected()),
+            (S::Rejected, Unknown, Some(Call::Stop)),
+        ),
+        (
+            "what was left running is stopped and the failure stays",
+            life(S::Failed, Unknown, Some(Call::Stop)),
+            Run,
+            Some(Stopped),
+            (S::Failed, Ended, None),
+        ),
+        // Ends of its own.
+        ("it finished", life(S::Running, Running, None), Run, Some(exited(0)), (S::Complete, Ended, None)),
+        ("it failed", life(S::Running, Running, None), Run, Some(exited(3)), (S::Failed, Ended, None)),
+        ("it failed while fenced", life(S::Running, Running, None), Keep, Some(exited(3)), (S::Failed, Ended, None)),
+        ("an ended task is not started again", life(S::Failed, Ended, None), Run, None, (S::Failed, Ended, None)),
+        ("nor one that finished", life(S::Complete, Ended, None), Run, None, (S::Complete, Ended, None)),
+        ("an end is told once", life(S::Failed, Ended, None), Run, Some(exited(0)), (S::Failed, Ended, None)),
+        // Told to end.
+        ("it is stopped", life(S::Running, Running, None), Stop, None, (S::Running, Running, Some(Call::Stop))),
+        (
+            "its end under stop is a shutdown",
+            life(S::Running, Running, Some(Call::Stop)),
+            Stop,
+            Some(exited(143)),
+            (S::Shutdown, Ended, Some(Call::Stop)),
+        ),
+        (
+            "the answer to stop comes after",
+            life(S::Shutdown, Ended, Some(Call::Stop)),
+            Stop,
+            Some(Stopped),
+            (S::Shutdown, Ended, None),
+        ),
+        (
+            "or is all there is",
+            life(S::Running, Running, Some(Call::Stop)),
+            Stop,
+            Some(Stopped),
+            (S::Shutdown, Ended, None),
+        ),
+        ("stopped before it was let in", life(S::Assigned, Absent, None), Stop, None, (S::Shutdown, Absent, None)),
+        ("stopped when ready", life(S::Ready, Created, None), Stop, None, (S::Shutdown, Created, None)),
+        (
+            "stopped while preparing",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Stop,
+            None,
+            (S::Shutdown, Created, Some(Call::Prepare)),
+        ),
+        (
+            "what is prepared too late is not started",
+            life(S::Shutdown, Created, Some(Call::Prepare)),
+            Stop,
+            Some(prepared()),
+            (S::Shutdown, Created, None),
+        ),
+        (
+            "stopped while starting waits for the start",
+            life(S::Starting, Created, Some(Call::Start)),
+            Stop,
+            None,
+            (S::Starting, Created, Some(Call::Start)),
+        ),
+        (
+            "and is stopped then",
+            life(S::Starting, Created, Some(Call::Start)),
+            Stop,
+            Some(Started(running())),
+            (S::Running, Running, Some(Call::Stop)),
+        ),
+        (
+            "a failed stop is tried later",
+            life(S::Running, Running, Some(Call::Stop)),
+            Stop,
+            Some(failed()),
+            (S::Running, Running, None),
+        ),
+        ("how it ended stays", life(S::Failed, Ended, None), Stop, None, (S::Failed, Ended, None)),
+        // Removed.
+        (
+            "what ran is stopped first",
+            life(S::Running, Running, None),
+            Discard,
+            None,
+            (S::Running, Running, Some(Call::Stop)),
+        ),
+        (
+            "what ended is removed",
+            life(S::Running, Running, Some(Call::Stop)),
+            Discard,
+            Some(Stopped),
+            (S::Shutdown, Ended, Some(Call::Remove)),
+        ),
+        (
+            "an end does not answer the stop",
+            life(S::Running, Running, Some(Call::Stop)),
+            Discard,
+            Some(exited(143)),
+            (S::Shutdown, Ended, Some(Call::Stop)),
+        ),
+        ("what never ran", life(S::Ready, Created, None), Discard, None, (S::Shutdown, Created, Some(Call::Remove))),
+        (
+            "nothing is left",
+            life(S::Shutdown, Ended, Some(Call::Remove)),
+            Discard,
+            Some(Removed),
+            (S::Remove, Absent, None),
+        ),
+        (
+            "a failed removal is tried later",
+            life(S::Shutdown, Ended, Some(Call::Remove)),
+            Discard,
+            Some(failed()),
+            (S::Shutdown, Ended, None),
+        ),
+        ("nothing was there", life(S::Rejected, Absent, None), Discard, None, (S::Remove, Absent, None)),
+        // Answers to nothing.
+        ("a stale answer", life(S::Running, Running, None), Run, Some(prepared()), (S::Running, Running, None)),
+        ("a stale failure", life(S::Running, Running, None), Run, Some(failed()), (S::Running, Running, None)),
+        (
+            "an answer to another call",
+            life(S::Preparing, Created, Some(Call::Prepare)),
+            Run,
+            Some(Started(running())),
+            (S::Preparing, Created, Some(Call::Prepare)),
+        ),
+    ];
+    for (name, before, goal, report, want) in cases {
+        let outstanding = before.call;
+        let (after, call) = step(before, goal, report, NOW);
+        assert_eq!((after.status.state, after.container, after.call), want, "{name}");
+        let fresh = call.is_some();
+        assert!(!fresh || call == after.call, "{name}: what is returned is outstanding");
+        assert!(!(fresh && outstanding == after.call), "{name}: nothing is called twice");
+    }
+}
+
+#[test]
+fn the_status_tells_how_it_ended() {
+    let (life, _) = step(
+        life(TaskState::Starting, Container::Created, Some(Call::Start)),
+        Goal::Run,
+        Some(DriverReport::Started(running())),
+        NOW,
+    );
+    assert_eq!((life.status.pid, life.status.since), (42, WallTime(4_000_000_000)), "since its process was started");
+    assert_eq!(life.status.message, "started");
+
+    let (life, _) = step(life, Goal::Run, Some(exited(3)), NOW);
+    assert_eq!(life.status.error, "task: non-zero exit (3)");
+    assert_eq!(life.status.message, "started", "how far it had come");
+    assert_eq!((life.status.exit_code, life.status.pid, life.status.address), (Some(3), 0, None));
+    assert_eq!(life.status.container_id, "c1", "for whoever looks for its output");
+}
+
+#[test]
+fn failed_stops_back_off_and_end_in_force() {
+    let mut task = life(TaskState::Running, Container::Running, Some(Call::Stop));
+    let mut now = NOW;
+    let mut waits = Vec::new();
+    let mut calls = Vec::new();
+    for _ in 0..10 {
+        (task, _) = step(task, Goal::Stop, Some(failed()), now);
+        assert!(task.status.error.ends_with("its container: broken"), "{}", task.status.error);
+        let early = Now { time: Time(task.retry.0 - 1), ..now };
+        let (_, call) = step(task.clone(), Goal::Stop, None, early);
+        assert_eq!(call, None, "not before its time");
+        waits.push(task.retry.since(now.time).as_secs());
+        now.time = task.retry;
+        let (next, call) = step(task, Goal::Stop, None, now);
+        calls.push(call.unwrap());
+        task = next;
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
+    assert_eq!(calls[..2], [Call::Stop; 2]);
+    assert!(calls[2..].iter().all(|call| *call == Call::Remove));
+
+    let (task, _) = step(task, Goal::Stop, Some(DriverReport::Removed), now);
+    assert_eq!((task.status.state, task.attempts, task.status.error.as_str()), (TaskState::Shutdown, 0, ""));
+}
+
+#[test]
+fn found_containers_are_taken_for_what_they_are() {
+    let found = |state| Found { task: TaskId(1), service: ServiceId(1), slot: SlotName::Replica(1), state };
+    for (name, state, told_to_end, want) in [
+        ("runs", FoundState::Running(running()), false, (TaskState::Running, Container::Running)),
+        ("never started", FoundState::Created, false, (TaskState::Assigned, Container::Created)),
+        ("failed", FoundState::Exited { code: 3 }, false, (TaskState::Failed, Container::Ended)),
+        ("finished", FoundState::Exited { code: 0 }, false, (TaskState::Complete, Container::Ended)),
+        ("killed with its node", FoundState::Exited { code: 137 }, false, (TaskState::Failed, Container::Ended)),
+        ("stopped", FoundState::Exited { code: 143 }, true, (TaskState::Shutdown, Container::Ended)),
+        ("failed before it was replaced", FoundState::Exited { code: 3 }, true, (TaskState::Failed, Container::Ended)),
+    ] {
+        let life = Life::adopted(&found(state), told_to_end, NOW);
+        assert_eq!((life.status.state, life.container), want, "{name}");
+    }
+}
+
+#[test]
+fn long_errors_are_cut_between_characters() {
+    let text = shorten(&"é".repeat(ERROR_BYTES_MAX));
+    assert!(text.len() <= ERROR_BYTES_MAX + '…'.len_utf8());
+}

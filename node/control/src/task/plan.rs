@@ -1,0 +1,74 @@
+//! What a driver is told: a task's template with identity, environment and labels filled in.
+
+use std::time::Duration;
+
+use shoal_protocol::TaskId;
+use shoal_protocol::spec::{PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
+
+use super::{ContainerPlan, NodeIdentity, Wanted};
+
+/// Label with the cluster's identifier.
+pub const LABEL_CLUSTER: &str = "shoal.cluster.id";
+/// Label with the node's identifier.
+pub const LABEL_NODE: &str = "shoal.node.id";
+/// Label with the task's slot: a replica's number or a node's identifier.
+pub const LABEL_SLOT: &str = "shoal.task.slot";
+/// Label with the service's identifier, as Docker sets it.
+pub const LABEL_SERVICE: &str = "com.docker.swarm.service.id";
+/// Label with the task's identifier, as Docker sets it.
+pub const LABEL_TASK: &str = "com.docker.swarm.task.id";
+
+/// Returns the grace of a template: between its stop signal and SIGKILL.
+pub fn stop_grace(template: &TaskTemplate) -> Duration {
+    Duration::from_nanos(template.container_spec.stop_grace_period.unwrap_or(STOP_GRACE_NANOS_DEFAULT))
+}
+
+/// Resolves a task for the driver.
+pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, node: &NodeIdentity) -> ContainerPlan {
+    let spec = &template.container_spec;
+    let name = format!("{}.{}.{task}", wanted.service_name, wanted.slot);
+    let mut env = spec.env.clone();
+    env.extend([
+        format!("SHOAL_NODE_ID={}", node.id),
+        format!("SHOAL_NODE_HOSTNAME={}", node.hostname),
+        format!("SHOAL_SERVICE_NAME={}", wanted.service_name),
+        format!("SHOAL_TASK_ID={task}"),
+        format!("SHOAL_TASK_SLOT={}", wanted.slot),
+    ]);
+    let mut labels = spec.labels.clone();
+    labels.extend(
+        [
+            (LABEL_CLUSTER, node.cluster.to_string()),
+            (LABEL_NODE, node.id.to_string()),
+            (LABEL_SLOT, wanted.slot.to_string()),
+            ("com.docker.swarm.node.id", node.id.to_string()),
+            (LABEL_SERVICE, wanted.service.to_string()),
+            ("com.docker.swarm.service.name", wanted.service_name.clone()),
+            ("com.docker.swarm.task", String::new()),
+            (LABEL_TASK, task.to_string()),
+            ("com.docker.swarm.task.name", name.clone()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    ContainerPlan {
+        task,
+        service: wanted.service,
+        service_name: wanted.service_name.clone(),
+        slot: wanted.slot,
+        node: node.id,
+        name,
+        image: spec.image.clone(),
+        command: spec.command.clone(),
+        args: spec.args.clone(),
+        env,
+        labels,
+        dir: spec.dir.clone(),
+        user: spec.user.clone(),
+        hostname: spec.hostname.clone(),
+        stop_signal: spec.stop_signal.clone(),
+        stop_grace: stop_grace(template),
+        read_only: spec.read_only,
+        limits: template.resources.limits.clone(),
+        host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
+    }
+}

@@ -1,0 +1,235 @@
+use std::collections::BTreeSet;
+
+use shoal_control::task::plan::container_plan;
+use shoal_control::task::{NodeIdentity, Wanted};
+use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::{ContainerSpec, TaskTemplate};
+use shoal_protocol::{ServiceId, TaskState};
+
+use super::*;
+use crate::driver::Capacity;
+use crate::driver::conformance::test_node;
+use crate::driver::fake::{FakeCall, FakeDriver};
+
+const SOON: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(10);
+
+struct Bench {
+    node: NodeIdentity,
+    driver: FakeDriver,
+    agent: AgentHandle,
+    reports: mpsc::Receiver<(TaskId, DriverReport)>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let driver = FakeDriver::new("test-node", Capacity { nano_cpus: 1, memory_bytes: 1 });
+        Self::around(driver)
+    }
+
+    fn around(driver: FakeDriver) -> Self {
+        Self::with_deadlines(driver, DEADLINES)
+    }
+
+    fn with_deadlines(driver: FakeDriver, deadlines: Deadlines) -> Self {
+        let (sender, reports) = mpsc::channel(1);
+        let agent = Agent::spawn_with(Arc::new(driver.clone()), sender, deadlines);
+        Self { node: test_node(), driver, agent, reports }
+    }
+
+    fn prepare(&self, task: TaskId, image: &str) {
+        let template = TaskTemplate {
+            container_spec: ContainerSpec {
+                image: image.to_owned(),
+                stop_grace_period: Some(50_000_000),
+                ..ContainerSpec::default()
+            },
+            ..TaskTemplate::default()
+        };
+        let wanted = Wanted {
+            service: ServiceId(1),
+            slot: SlotName::Replica(1),
+            desired: TaskState::Running,
+            template: Ok(Arc::new(template.clone())),
+            service_name: "web".to_owned(),
+            ports: Vec::new(),
+            fenced: false,
+        };
+        let plan = container_plan(task, &wanted, &template, &self.node);
+        self.agent.call(task, DriverCall::Prepare(Box::new(plan)));
+    }
+
+    async fn next(&mut self) -> (TaskId, DriverReport) {
+        tokio::time::timeout(SOON, self.reports.recv()).await.expect("no report came").expect("the agent lives")
+    }
+
+    async fn expect(&mut self, want: &str) {
+        let (_, report) = self.next().await;
+        assert_eq!(kind(&report), want, "{report:?}");
+    }
+}
+
+fn kind(report: &DriverReport) -> String {
+    match report {
+        DriverReport::Prepared { .. } => "prepared".to_owned(),
+        DriverReport::Rejected { error } => format!("rejected: {error}"),
+        DriverReport::Failed { error } => format!("failed: {error}"),
+        DriverReport::Started(_) => "started".to_owned(),
+        DriverReport::Exited { code, .. } => format!("exited {code}"),
+        DriverReport::Stopped => "stopped".to_owned(),
+        DriverReport::Removed => "removed".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn calls_are_made_in_order_and_an_end_comes_before_its_stop() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    bench.prepare(task, "fake/web");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Remove(task));
+    let mut got = Vec::new();
+    for _ in 0..5 {
+        got.push(kind(&bench.next().await.1));
+    }
+    assert_eq!(got, ["prepared", "started", "exited 0", "stopped", "removed"]);
+    assert!(bench.driver.list().await.unwrap().is_empty());
+    let tasks = bench.agent.shared.lock();
+    assert!(tasks.watched.is_empty(), "nothing is kept of a removed task");
+}
+
+#[tokio::test]
+async fn failures_are_told_apart() {
+    for (image, want) in [
+        ("fake/missing", "rejected: No such image: fake/missing on test-node"),
+        ("fake/invalid", "failed: told to be invalid"),
+        ("fake/refused", "rejected: told to refuse"),
+        ("fake/broken", "failed: start: told to fail"),
+    ] {
+        let mut bench = Bench::new();
+        let task = TaskId(1);
+        bench.prepare(task, image);
+        let (_, mut report) = bench.next().await;
+        if matches!(report, DriverReport::Prepared { .. }) {
+            bench.agent.call(task, DriverCall::Start(task));
+            (_, report) = bench.next().await;
+        }
+        assert_eq!(kind(&report), want, "{image}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_of_its_own_is_reported_once() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    bench.prepare(task, "fake/exit:3");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.expect("prepared").await;
+    bench.expect("started").await;
+    bench.expect("exited 3").await;
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.expect("stopped").await;
+    bench.agent.call(task, DriverCall::Remove(task));
+    bench.expect("removed").await;
+}
+
+#[tokio::test]
+async fn found_containers_are_watched_and_survive_the_daemon() {
+    let task = TaskId(1);
+    let mut first = Bench::new();
+    first.prepare(task, "fake/web");
+    first.agent.call(task, DriverCall::Start(task));
+    first.expect("prepared").await;
+    first.expect("started").await;
+    let driver = first.driver.clone();
+    drop(first);
+    assert_eq!(driver.running(), BTreeSet::from([task]));
+
+    let mut second = Bench::around(driver.clone());
+    second.agent.adopt(task);
+    second.agent.adopt(task);
+    driver.crash(task, 7);
+    second.expect("exited 7").await;
+    second.agent.call(task, DriverCall::Remove(task));
+    second.expect("removed").await;
+}
+
+#[tokio::test]
+async fn a_lost_wait_is_taken_up_again() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    bench.prepare(task, "fake/web");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.expect("prepared").await;
+    bench.expect("started").await;
+    bench.driver.fail_next(FakeCall::Wait, 5);
+    bench.driver.crash(task, 9);
+    bench.expect("exited 9").await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_removed_has_ended() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    bench.prepare(task, "fake/web");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.expect("prepared").await;
+    bench.expect("started").await;
+    bench.driver.fail_next(FakeCall::Wait, 1); // so that it asks again
+    bench.driver.remove(task).await.unwrap();
+    bench.expect("exited 137").await;
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.expect("stopped").await;
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_fails_at_its_deadline() {
+    let driver = Bench::new().driver;
+    let mut bench = Bench::with_deadlines(driver, Deadlines { prepare: Duration::from_millis(50), ..DEADLINES });
+    bench.prepare(TaskId(1), "fake/slow:10000000");
+    bench.expect("failed: prepare: no answer from the engine within 50ms").await;
+}
+
+#[tokio::test]
+async fn few_are_prepared_at_a_time() {
+    let mut bench = Bench::new();
+    let started = tokio::time::Instant::now();
+    for id in 0..(2 * AT_ONCE_MAX as u128) {
+        bench.prepare(TaskId(id), "fake/slow:100");
+    }
+    for _ in 0..2 * AT_ONCE_MAX {
+        bench.expect("prepared").await;
+    }
+    assert!(started.elapsed() >= Duration::from_millis(200), "in two batches");
+}
+
+#[tokio::test]
+async fn a_flood_of_calls_is_refused() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    for _ in 0..10 * CALLS_MAX {
+        bench.agent.call(task, DriverCall::Remove(task));
+    }
+    let mut refused = 0;
+    for _ in 0..10 * CALLS_MAX {
+        refused += usize::from(matches!(bench.next().await.1, DriverReport::Failed { .. }));
+    }
+    assert!(refused >= 8 * CALLS_MAX, "{refused} were refused");
+}
+
+#[tokio::test]
+async fn failed_stops_are_reported_as_failures() {
+    let mut bench = Bench::new();
+    let task = TaskId(1);
+    bench.prepare(task, "fake/stubborn");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.expect("prepared").await;
+    bench.expect("started").await;
+    bench.driver.fail_next(FakeCall::Stop, 1);
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.expect("failed: stop: told to fail").await;
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.expect("exited 137").await;
+    bench.expect("stopped").await;
+}

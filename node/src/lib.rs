@@ -9,4 +9,5 @@ pub mod gossip;
 pub mod identity;
 pub mod ingress;
 pub mod runtime;
+pub mod supervisor;
 pub mod swarm;

@@ -1,2 +1,379 @@
-//! shoald
-fn main() {}
+//! `whoami`: an HTTP server that says which task answered. It is the demo image and what the tests measure.
+//!
+//! Only the standard library, so that it links statically and starts in a millisecond. It serves one thread a connection,
+//! refuses what is over a limit, and as the first process of its container handles SIGTERM itself: the kernel ignores
+//! that signal for a first process that does not.
+
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Connections served at once; more are answered 503 and closed.
+const CONNECTIONS_MAX: usize = 1024;
+/// Requests on one connection; the last one is answered `Connection: close`.
+const REQUESTS_PER_CONNECTION_MAX: usize = 100_000;
+/// Bytes of a request line with its headers; more are answered 431.
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a request's body, which is read and thrown away; more are answered 413.
+const BODY_BYTES_MAX: u64 = 1024 * 1024;
+/// Longest `/slow`; more are answered 400.
+const SLOW_MS_MAX: u64 = 60_000;
+/// Longest `/bytes`; more are answered 400.
+const BYTES_MAX: u64 = 1 << 30;
+/// How long a connection may be silent between two requests, or a peer may refuse to read.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// After SIGTERM, how long requests in flight may take to finish. Less than the 100 ms in which the process must leave.
+const DRAIN_MAX: Duration = Duration::from_millis(70);
+/// Between a failed accept (no file descriptors left) and the next.
+const ACCEPT_RETRY: Duration = Duration::from_millis(5);
+const STACK_BYTES: usize = 128 * 1024;
+
+static STOPPING: AtomicBool = AtomicBool::new(false);
+static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+fn main() -> ExitCode {
+    if let Err(error) = watch_signals() {
+        eprintln!("whoami: failed to watch signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let port = match env::var("PORT").unwrap_or_else(|_| "80".to_owned()).parse::<u16>() {
+        Ok(port) => port,
+        Err(error) => {
+            eprintln!("whoami: PORT is no port: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+    {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("whoami: failed to listen on port {port}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("whoami: listening on port {port}");
+    serve(&listener, &Arc::new(identity()));
+    ExitCode::SUCCESS
+}
+
+/// Returns the answer to `GET /`, which never changes while the process lives.
+fn identity() -> String {
+    let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    format!(
+        "Hostname: {}\nNode: {}\nService: {}\nTask: {}\nSlot: {}\n",
+        hostname.trim(),
+        variable("SHOAL_NODE_HOSTNAME"),
+        variable("SHOAL_SERVICE_NAME"),
+        variable("SHOAL_TASK_ID"),
+        variable("SHOAL_TASK_SLOT"),
+    )
+}
+
+fn serve(listener: &TcpListener, identity: &Arc<String>) {
+    loop {
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(ACCEPT_RETRY);
+            continue;
+        };
+        if CONNECTIONS.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+            CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
+            let _ = stream.set_nonblocking(true);
+            let _ = (&stream)
+                .write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            continue;
+        }
+        let identity = Arc::clone(identity);
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            // A peer that goes away is its own affair.
+            let _ = converse(stream, &identity);
+            CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
+        });
+        if spawned.is_err() {
+            CONNECTIONS.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Answers the requests of one connection, one after another.
+fn converse(mut stream: TcpStream, identity: &str) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(IDLE_MAX))?;
+    stream.set_write_timeout(Some(IDLE_MAX))?;
+    let mut buffer = Vec::with_capacity(1024);
+    for number in 1..=REQUESTS_PER_CONNECTION_MAX {
+        let request = match read_request(&mut stream, &mut buffer)? {
+            Received::Request(request) => request,
+            Received::Refused(status) => return respond(&mut stream, status, false, "", true),
+            Received::End => return Ok(()),
+        };
+        IN_FLIGHT.fetch_add(1, Ordering::SeqCst);
+        let keep = request.keep_alive && number < REQUESTS_PER_CONNECTION_MAX && !STOPPING.load(Ordering::SeqCst);
+        let answered = answer(&mut stream, &request, identity, keep);
+        IN_FLIGHT.fetch_sub(1, Ordering::SeqCst);
+        answered?;
+        if !keep {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    method: String,
+    path: String,
+    query: String,
+    keep_alive: bool,
+    body_bytes: u64,
+}
+
+enum Received {
+    Request(Request),
+    Refused(&'static str),
+    End,
+}
+
+fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Received> {
+    let head_end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if buffer.len() >= HEAD_BYTES_MAX {
+            return Ok(Received::Refused("431 Request Header Fields Too Large"));
+        }
+        let mut chunk = [0; 2048];
+        let count = stream.read(&mut chunk)?;
+        if count == 0 {
+            return Ok(Received::End);
+        }
+        buffer.extend_from_slice(&chunk[..count]);
+    };
+    let request = match parse(&buffer[..head_end]) {
+        Ok(request) => request,
+        Err(status) => return Ok(Received::Refused(status)),
+    };
+    // The body may lie partly in the buffer, which may also hold the next request already.
+    let in_buffer = (buffer.len() - head_end).min(usize::try_from(request.body_bytes).unwrap_or(usize::MAX));
+    let mut rest = request.body_bytes - in_buffer as u64;
+    buffer.drain(..head_end + in_buffer);
+    let mut sink = [0; 4096];
+    while rest > 0 {
+        let count = stream.read(&mut sink[..rest.min(4096) as usize])?;
+        if count == 0 {
+            return Ok(Received::End);
+        }
+        rest -= count as u64;
+    }
+    Ok(Received::Request(request))
+}
+
+/// Reads a request line and the three headers that matter here. The error is the status to refuse with.
+fn parse(head: &[u8]) -> Result<Request, &'static str> {
+    const BAD: &str = "400 Bad Request";
+    let head = std::str::from_utf8(head).map_err(|_| BAD)?;
+    let mut lines = head.split("\r\n");
+    let mut words = lines.next().unwrap_or_default().split(' ');
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(BAD);
+    };
+    if version != "HTTP/1.1" && version != "HTTP/1.0" {
+        return Err("505 HTTP Version Not Supported");
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut request = Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        keep_alive: version == "HTTP/1.1",
+        body_bytes: 0,
+    };
+    for line in lines.filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(':').ok_or(BAD)?;
+        let value = value.trim();
+        if name.eq_ignore_ascii_case("connection") {
+            request.keep_alive = match value.to_ascii_lowercase().as_str() {
+                "close" => false,
+                "keep-alive" => true,
+                _ => request.keep_alive,
+            };
+        } else if name.eq_ignore_ascii_case("content-length") {
+            request.body_bytes = value.parse().map_err(|_| BAD)?;
+            if request.body_bytes > BODY_BYTES_MAX {
+                return Err("413 Content Too Large");
+            }
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            return Err("411 Length Required");
+        }
+    }
+    Ok(request)
+}
+
+fn answer(stream: &mut TcpStream, request: &Request, identity: &str, keep: bool) -> io::Result<()> {
+    let with_body = match request.method.as_str() {
+        "GET" => true,
+        "HEAD" => false,
+        _ => return respond(stream, "405 Method Not Allowed", keep, "", true),
+    };
+    match request.path.as_str() {
+        "/" => respond(stream, "200 OK", keep, identity, with_body),
+        "/health" => respond(stream, "200 OK", keep, "ok\n", with_body),
+        "/slow" => match number(&request.query, "ms", SLOW_MS_MAX) {
+            Ok(milliseconds) => {
+                thread::sleep(Duration::from_millis(milliseconds));
+                respond(stream, "200 OK", keep, identity, with_body)
+            }
+            Err(problem) => respond(stream, "400 Bad Request", keep, &problem, with_body),
+        },
+        "/bytes" => match number(&request.query, "n", BYTES_MAX) {
+            Ok(count) => respond_bytes(stream, count, keep, with_body),
+            Err(problem) => respond(stream, "400 Bad Request", keep, &problem, with_body),
+        },
+        _ => respond(stream, "404 Not Found", keep, "not found\n", with_body),
+    }
+}
+
+fn number(query: &str, name: &str, max: u64) -> Result<u64, String> {
+    query
+        .split('&')
+        .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
+        .and_then(|(_, value)| value.parse::<u64>().ok())
+        .filter(|value| *value <= max)
+        .ok_or_else(|| format!("expected {name}=N with N from 0 to {max}\n"))
+}
+
+fn head(status: &str, length: u64, keep: bool) -> String {
+    let connection = if keep { "keep-alive" } else { "close" };
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n"
+    )
+}
+
+fn respond(stream: &mut TcpStream, status: &str, keep: bool, body: &str, with_body: bool) -> io::Result<()> {
+    let mut text = head(status, body.len() as u64, keep);
+    if with_body {
+        text.push_str(body);
+    }
+    stream.write_all(text.as_bytes())
+}
+
+fn respond_bytes(stream: &mut TcpStream, count: u64, keep: bool, with_body: bool) -> io::Result<()> {
+    stream.write_all(head("200 OK", count, keep).as_bytes())?;
+    let block = [b'x'; 16 * 1024];
+    let mut rest = if with_body { count } else { 0 };
+    while rest > 0 {
+        let size = rest.min(block.len() as u64) as usize;
+        stream.write_all(&block[..size])?;
+        rest -= size as u64;
+    }
+    Ok(())
+}
+
+const SIGINT: i32 = 2;
+const SIGTERM: i32 = 15;
+
+/// Where the handler writes; set before the handler is installed.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+// The standard library has no signals, and a crate for two calls is not worth its place in a static binary of this size.
+unsafe extern "C" {
+    fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+    fn write(descriptor: i32, bytes: *const u8, count: usize) -> isize;
+}
+
+extern "C" fn on_signal(_number: i32) {
+    // SAFETY: write(2) may be called in a signal handler; the byte is static and the descriptor is never closed.
+    unsafe { write(WAKE.load(Ordering::SeqCst), b"!".as_ptr(), 1) };
+}
+
+/// Ends the process soon after SIGTERM or SIGINT, with status 0, giving requests in flight a moment to finish.
+fn watch_signals() -> io::Result<()> {
+    let (mut reader, writer) = UnixStream::pair()?;
+    WAKE.store(writer.as_raw_fd(), Ordering::SeqCst);
+    thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let _writer = writer;
+        let _ = reader.read_exact(&mut [0]);
+        STOPPING.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + DRAIN_MAX;
+        while IN_FLIGHT.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        process::exit(0);
+    })?;
+    for number in [SIGTERM, SIGINT] {
+        // SAFETY: the handler only makes an async-signal-safe call, and both numbers are signals that can be handled.
+        unsafe { signal(number, on_signal) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_or_refused() {
+        let good =
+            parse(b"GET /slow?ms=5 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 3\r\n\r\n").unwrap();
+        assert_eq!(
+            (good.path.as_str(), good.query.as_str(), good.keep_alive, good.body_bytes),
+            ("/slow", "ms=5", false, 3)
+        );
+        for (head, want) in [
+            ("GET /\r\n\r\n", "400 Bad Request"),
+            ("GET / HTTP/2\r\n\r\n", "505 HTTP Version Not Supported"),
+            ("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 Bad Request"),
+            ("GET / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "413 Content Too Large"),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "411 Length Required"),
+        ] {
+            assert_eq!(parse(head.as_bytes()), Err(want), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_bounds() {
+        for (query, want) in [("ms=5", Some(5)), ("a=1&ms=0", Some(0)), ("ms=11", None), ("ms=-1", None), ("", None)] {
+            assert_eq!(number(query, "ms", 10).ok(), want, "{query}");
+        }
+    }
+
+    #[test]
+    fn one_connection_carries_many_requests() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || serve(&listener, &Arc::new("Hostname: me\n".to_owned())));
+        let mut stream = TcpStream::connect(address).unwrap();
+        let requests = "GET / HTTP/1.1\r\n\r\nPOST /health HTTP/1.1\r\nContent-Length: 4\r\n\r\nbodyGET /bytes?n=20000 HTTP/1.1\r\n\r\n\
+                        GET /nowhere HTTP/1.1\r\nConnection: close\r\n\r\n";
+        stream.write_all(requests.as_bytes()).unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        assert_eq!(statuses, ["200", "405", "200", "404"]);
+        assert_eq!(answers.matches('x').count(), 20_000 + answers.matches("text/plain").count());
+        assert!(answers.contains("Hostname: me\n"));
+    }
+
+    #[test]
+    fn an_endless_head_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || serve(&listener, &Arc::new(String::new())));
+        let mut stream = TcpStream::connect(address).unwrap();
+        let _ = stream.write_all(&vec![b'a'; HEAD_BYTES_MAX]);
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 431");
+    }
+}

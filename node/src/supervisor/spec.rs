@@ -1,0 +1,136 @@
+//! The runtime specification of a container, with Docker's defaults. Source: OCI runtime specification 1.1; moby, `oci`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::rootfs::User;
+use crate::driver::embedded::bundle::Bundle;
+
+/// Docker's default capabilities. `MKNOD` only where the devices of a container are limited by its control group.
+const CAPABILITIES: [&str; 13] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Microseconds over which a CPU limit is enforced. Source: Docker, `--cpu-period`.
+const CPU_PERIOD_MICROS: u64 = 100_000;
+
+/// Builds the specification. The network namespace is the supervisor's, so it is not named here.
+///
+/// Unlike Docker's, containers cannot gain privileges by executing set-user-ID programs (`noNewPrivileges`): the filter of
+/// system calls is installed after the capabilities were dropped, which the kernel allows only so.
+pub fn build(bundle: &Bundle, directory: &Path, user: &User, limited_devices: bool) -> Value {
+    let mut capabilities: Vec<&str> = CAPABILITIES.to_vec();
+    if limited_devices {
+        capabilities.push("CAP_MKNOD");
+    }
+    // Docker gives users other than root the bounding set alone.
+    let effective = if user.uid == 0 { capabilities.clone() } else { Vec::new() };
+    let mut namespaces =
+        vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+    if !limited_devices {
+        // Docker's default on the unified hierarchy.
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    json!({
+        "ociVersion": "1.1.0",
+        "hostname": bundle.hostname,
+        "root": {"path": directory.join("rootfs"), "readonly": bundle.plan.read_only},
+        "process": {
+            "terminal": false,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+            "args": bundle.args,
+            "env": bundle.env,
+            "cwd": bundle.dir,
+            "noNewPrivileges": true,
+            "capabilities": {
+                "bounding": capabilities,
+                "effective": effective,
+                "permitted": effective,
+                "inheritable": [],
+                "ambient": [],
+            },
+        },
+        "mounts": mounts(directory),
+        "linux": {
+            "cgroupsPath": format!("/{}", bundle.cgroup),
+            "namespaces": namespaces,
+            "resources": resources(bundle),
+            "maskedPaths": MASKED_PATHS,
+            "readonlyPaths": READONLY_PATHS,
+        },
+    })
+}
+
+fn mounts(directory: &Path) -> Vec<Value> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
+    ];
+    for name in super::NETWORK_FILES {
+        mounts.push(json!({
+            "destination": format!("/etc/{name}"),
+            "type": "bind",
+            "source": directory.join(name),
+            "options": ["rbind", "rprivate"],
+        }));
+    }
+    mounts
+}
+
+fn resources(bundle: &Bundle) -> Value {
+    let limits = &bundle.plan.limits;
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if limits.memory_bytes > 0 {
+        resources["memory"] = json!({"limit": i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX)});
+    }
+    if limits.nano_cpus > 0 {
+        // The kernel refuses quotas under a millisecond.
+        let quota = (u128::from(limits.nano_cpus) * u128::from(CPU_PERIOD_MICROS) / 1_000_000_000).max(1000);
+        resources["cpu"] = json!({"quota": i64::try_from(quota).unwrap_or(i64::MAX), "period": CPU_PERIOD_MICROS});
+    }
+    if limits.pids > 0 {
+        resources["pids"] = json!({"limit": i64::try_from(limits.pids).unwrap_or(i64::MAX)});
+    }
+    resources
+}

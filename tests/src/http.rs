@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,17 +34,37 @@ impl Answer {
 /// Sends one `GET` on a connection of its own and reads the whole answer; all of it within `limit`.
 pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
     let deadline = Instant::now() + limit;
-    let left = || {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(anyhow!("no answer within {limit:?}")) } else { Ok(left) }
-    };
     let mut stream = TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect {address}"))?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(left()?))?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("send request")?;
+    read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
+}
+
+/// Sends one request to a daemon's socket and reads the whole answer; all of it within `limit`.
+pub fn unix(socket: &Path, method: &str, path: &str, body: &str, limit: Duration) -> Result<Answer> {
+    let deadline = Instant::now() + limit;
+    let mut stream = UnixStream::connect(socket).with_context(|| format!("connect {}", socket.display()))?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+    .context("send request")?;
+    read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
+}
+
+fn left(deadline: Instant) -> Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(anyhow!("no answer in time")) } else { Ok(left) }
+}
+
+fn read<S: Read>(stream: &mut S, set_timeout: impl Fn(&S) -> Result<()>) -> Result<Answer> {
     let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
     loop {
-        stream.set_read_timeout(Some(left()?))?;
+        set_timeout(stream)?;
         match stream.read(&mut chunk).context("read answer")? {
             0 => break,
             read => bytes.extend_from_slice(&chunk[..read]),

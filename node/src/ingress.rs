@@ -1,1 +1,236 @@
-//! ingress
+//! Published ports: listens on every port of the route table and forwards connections to healthy tasks anywhere.
+//!
+//! Which backend gets a connection is decided by [`shoal_control::balance`]; this shell opens sockets, relays bytes and
+//! reports ports that it could not open. It assumes that somebody else computes the table and carries tunnel streams to
+//! other nodes, and does not know how either is done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shoal_control::routes::{Backend, Route, RouteTable};
+use shoal_protocol::{NodeId, ServiceId, TaskId, Time};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+mod forward;
+mod listener;
+pub mod metrics;
+mod port;
+mod relay;
+pub mod tunnel;
+
+use metrics::IngressMetrics;
+use port::Port;
+use tunnel::TunnelError;
+
+/// Client connections that a node forwards at once. Beyond, accepting waits: clients queue in the kernel's backlog.
+pub const CONNECTIONS_MAX: usize = 8192;
+
+/// Tunnels that a node serves at once for others. Beyond, they are refused as busy and the other node tries elsewhere.
+pub const TUNNELS_MAX: usize = 8192;
+
+/// A byte stream to or from another node.
+pub trait TunnelStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> TunnelStream for T {}
+
+/// Opens streams to other nodes. Each must arrive there at [`IngressHandle::serve_tunnel`] or [`tunnel::serve_tunnel`].
+#[async_trait]
+pub trait Tunnels: Send + Sync + 'static {
+    /// Opens a stream to `node`. May take long when the node is gone: the ingress keeps its own deadlines.
+    async fn open(&self, node: NodeId) -> io::Result<Box<dyn TunnelStream>>;
+}
+
+/// How the ingress of a node works.
+#[derive(Clone)]
+pub struct IngressConfig {
+    /// This node: its backends are reached directly.
+    pub node: NodeId,
+    /// Where published ports are bound; `None` means all addresses.
+    pub publish_addr: Option<IpAddr>,
+    /// Client connections at once, at least 1; normally [`CONNECTIONS_MAX`].
+    pub connections_max: usize,
+    /// Seed of the draws among backends.
+    pub seed: u64,
+    /// The runtime's clock.
+    pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
+}
+
+impl fmt::Debug for IngressConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IngressConfig")
+            .field("node", &self.node)
+            .field("publish_addr", &self.publish_addr)
+            .field("connections_max", &self.connections_max)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all ports of a node share.
+struct Shared {
+    config: IngressConfig,
+    tunnels: Arc<dyn Tunnels>,
+    connections: Arc<Semaphore>,
+    served: Semaphore,
+    metrics: Arc<IngressMetrics>,
+    port_errors: watch::Sender<BTreeMap<u16, String>>,
+}
+
+/// What is to be listened on.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Wanted {
+    table: RouteTable,
+    host: BTreeMap<u16, SocketAddr>,
+}
+
+/// Starts ingresses.
+#[derive(Debug)]
+pub struct Ingress;
+
+/// Directs a running ingress. It listens until the last handle is dropped; connections then open are left until they end.
+#[derive(Clone)]
+pub struct IngressHandle {
+    wanted: Arc<watch::Sender<Wanted>>,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for IngressHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IngressHandle").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Ingress {
+    /// Starts an ingress without ports on the current tokio runtime.
+    pub fn spawn(config: IngressConfig, tunnels: Arc<dyn Tunnels>) -> IngressHandle {
+        let shared = Arc::new(Shared {
+            connections: Arc::new(Semaphore::new(config.connections_max.max(1))),
+            served: Semaphore::new(TUNNELS_MAX),
+            metrics: Arc::default(),
+            port_errors: watch::Sender::new(BTreeMap::new()),
+            tunnels,
+            config,
+        });
+        let (wanted, changes) = watch::channel(Wanted::default());
+        tokio::spawn(follow(shared.clone(), changes));
+        IngressHandle { wanted: Arc::new(wanted), shared }
+    }
+}
+
+impl IngressHandle {
+    /// Replaces what is listened on: `table` on every node, and `host`, the ports that tasks of this node publish on it
+    /// alone, each with the task's own address. Connections to backends that are no longer named are left until they end.
+    pub fn apply(&self, table: RouteTable, host: BTreeMap<u16, SocketAddr>) {
+        let new = Wanted { table, host };
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != new;
+            *wanted = new;
+            changed
+        });
+    }
+
+    /// Watches which ports could not be opened, with the reason.
+    pub fn port_errors(&self) -> watch::Receiver<BTreeMap<u16, String>> {
+        self.shared.port_errors.subscribe()
+    }
+
+    /// Returns the counters of this ingress.
+    pub fn metrics(&self) -> Arc<IngressMetrics> {
+        self.shared.metrics.clone()
+    }
+
+    /// Serves one tunnel that another node opened to this one: reaches only tasks that run here and are behind a published
+    /// port of the current table, and only at the port that is published.
+    pub async fn serve_tunnel(&self, mut stream: impl TunnelStream) -> Result<(), TunnelError> {
+        let metrics = &self.shared.metrics;
+        let Ok(_permit) = self.shared.served.try_acquire() else {
+            metrics.tunnels_refused.add(1);
+            return tunnel::refuse_busy(&mut stream).await;
+        };
+        metrics.tunnels_served.add(1);
+        let result = tunnel::serve_tunnel(stream, |task, port| self.local_backend(task, port)).await;
+        if matches!(result, Err(TunnelError::Answered(_))) {
+            metrics.tunnels_refused.add(1);
+        }
+        result
+    }
+
+    fn local_backend(&self, task: TaskId, port: u16) -> Option<SocketAddr> {
+        let wanted = self.wanted.borrow();
+        let mut backends = wanted.table.values().filter_map(|route| route.backends.get(&task));
+        let backend = backends.find(|backend| backend.node == self.shared.config.node && backend.port == port)?;
+        Some(SocketAddr::new(backend.address, backend.port))
+    }
+}
+
+/// A listening port and the task that serves it.
+struct Listening {
+    port: Arc<Port>,
+    task: JoinHandle<()>,
+}
+
+/// Opens, re-targets and closes ports as the table changes, until there is no handle left.
+async fn follow(shared: Arc<Shared>, mut changes: watch::Receiver<Wanted>) {
+    let mut listening: BTreeMap<u16, Listening> = BTreeMap::new();
+    loop {
+        let routes = routes_of(&changes.borrow_and_update(), shared.config.node);
+        let unwanted: Vec<u16> = listening.keys().filter(|port| !routes.contains_key(port)).copied().collect();
+        for number in unwanted {
+            close(&shared, number, listening.remove(&number)).await;
+        }
+        for (number, route) in routes {
+            match listening.get(&number) {
+                Some(open) => open.port.retarget(route),
+                None => {
+                    let port = Arc::new(Port::new(number, route, &shared.config));
+                    let task = tokio::spawn(listener::listen(shared.clone(), port.clone()));
+                    listening.insert(number, Listening { port, task });
+                }
+            }
+        }
+        if changes.changed().await.is_err() {
+            break;
+        }
+    }
+    for (number, port) in listening {
+        close(&shared, number, Some(port)).await;
+    }
+}
+
+/// Closes a port and waits until its socket is gone, so that opening it again cannot fail because of us.
+async fn close(shared: &Shared, number: u16, listening: Option<Listening>) {
+    let Some(listening) = listening else { return };
+    listening.task.abort();
+    // The only error is the cancellation that was just asked for.
+    let _ = listening.task.await;
+    shared.clear_port_error(number);
+}
+
+/// Merges both kinds of ports. A port of the table wins over the same port in host mode: it is promised on every node.
+fn routes_of(wanted: &Wanted, here: NodeId) -> RouteTable {
+    let host_route = |address: &SocketAddr| {
+        let backend = Backend { node: here, address: address.ip(), port: address.port(), suspect: false };
+        Route { service: ServiceId::default(), backends: BTreeMap::from([(TaskId::default(), backend)]) }
+    };
+    let mut routes: RouteTable = wanted.host.iter().map(|(port, address)| (*port, host_route(address))).collect();
+    routes.extend(wanted.table.clone());
+    routes
+}
+
+impl Shared {
+    fn set_port_error(&self, port: u16, error: String) {
+        self.port_errors.send_if_modified(|errors| errors.insert(port, error.clone()) != Some(error));
+    }
+
+    fn clear_port_error(&self, port: u16) {
+        self.port_errors.send_if_modified(|errors| errors.remove(&port).is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests;

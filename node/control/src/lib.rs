@@ -4,6 +4,7 @@
 //! them together; the daemon's shells perform what it asks for and report back.
 
 pub mod allocator;
+pub mod balance;
 pub mod core;
 pub mod lease;
 pub mod orchestrator;

@@ -1,0 +1,138 @@
+//! Brings one client's connection to a backend: tries one after another, races slow ones, then relays.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use shoal_protocol::TaskId;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::port::{Counted, Port};
+use super::tunnel::{self, TunnelError};
+use super::{Shared, TunnelStream, relay};
+
+/// An attempt that takes longer counts as failed for the balance, and the next backend is tried beside it.
+const ATTEMPT_WAIT: Duration = Duration::from_millis(250);
+
+/// How long a client waits for a backend, over all attempts; then its connection is reset.
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
+
+/// Pause before trying all backends again when none took the connection: the route may be about to change.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+
+enum Upstream {
+    Task(TcpStream),
+    Tunnel(Box<dyn TunnelStream>),
+}
+
+/// Forwards `client` until its connection has ended.
+pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
+    let metrics = &shared.metrics;
+    relay::set_up(&client);
+    let Some((_counted, upstream)) = connect(shared, port).await else {
+        metrics.given_up.add(1);
+        debug!(port = port.number, "no backend took the connection");
+        return relay::reset(client);
+    };
+    let bytes = (&metrics.bytes_in, &metrics.bytes_out);
+    let result = match upstream {
+        Upstream::Task(task) => relay::relay_tcp(client, task, bytes).await,
+        Upstream::Tunnel(stream) => relay::relay(client, stream, bytes).await,
+    };
+    if let Err(error) = result {
+        debug!(port = port.number, %error, "connection broke");
+    }
+}
+
+/// Connects to some backend of the port, or gives up after [`CONNECT_WAIT`].
+///
+/// Slow attempts go on while others are tried, and the first to succeed wins, so that backends which are all slow are
+/// still reached. There is at most one attempt per backend at a time.
+async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream)> {
+    let deadline = Instant::now() + CONNECT_WAIT;
+    let (mut tried, mut pending) = (BTreeSet::new(), BTreeSet::new());
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        let newest = port.choose(&tried, (shared.config.clock)());
+        let started = newest.as_ref().map(|counted| counted.task);
+        let wait = match newest {
+            Some(counted) => {
+                tried.insert(counted.task);
+                pending.insert(counted.task);
+                attempts.push(attempt(shared, counted));
+                ATTEMPT_WAIT
+            }
+            None => ROUND_PAUSE,
+        };
+        let next = deadline.min(Instant::now() + wait);
+        loop {
+            tokio::select! {
+                Some((counted, result)) = attempts.next() => {
+                    pending.remove(&counted.task);
+                    match result {
+                        Ok(upstream) => {
+                            port.connected(counted.task);
+                            return Some((counted, upstream));
+                        }
+                        Err(error) => note_failure(shared, port, &counted, &error),
+                    }
+                    if started.is_some() {
+                        break;
+                    }
+                }
+                () = sleep_until(next) => {
+                    match started {
+                        Some(task) => note_slow(shared, port, task),
+                        None => tried = pending.clone(),
+                    }
+                    break;
+                }
+            }
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+    }
+}
+
+async fn attempt(shared: &Shared, counted: Counted) -> (Counted, Result<Upstream, TunnelError>) {
+    let backend = &counted.backend;
+    let result = if backend.node == shared.config.node {
+        relay::dial(SocketAddr::new(backend.address, backend.port)).await.map(Upstream::Task).map_err(TunnelError::Io)
+    } else {
+        open_tunnel(shared, &counted).await.map(Upstream::Tunnel)
+    };
+    if result.is_ok() {
+        let local = backend.node == shared.config.node;
+        let connected = if local { &shared.metrics.connected_local } else { &shared.metrics.connected_remote };
+        connected.add(1);
+    }
+    (counted, result)
+}
+
+async fn open_tunnel(shared: &Shared, counted: &Counted) -> Result<Box<dyn TunnelStream>, TunnelError> {
+    let mut stream = shared.tunnels.open(counted.backend.node).await?;
+    tunnel::request(&mut stream, counted.task, counted.backend.port).await?;
+    Ok(stream)
+}
+
+fn note_failure(shared: &Shared, port: &Port, counted: &Counted, error: &TunnelError) {
+    debug!(port = port.number, task = %counted.task, node = %counted.backend.node, %error, "backend failed");
+    shared.metrics.attempts_failed.add(1);
+    if port.failed(counted.task, (shared.config.clock)()) {
+        shared.metrics.ejections.add(1);
+    }
+}
+
+fn note_slow(shared: &Shared, port: &Port, task: TaskId) {
+    debug!(port = port.number, %task, "backend is slow to connect");
+    shared.metrics.attempts_failed.add(1);
+    if port.failed(task, (shared.config.clock)()) {
+        shared.metrics.ejections.add(1);
+    }
+}

@@ -1,0 +1,102 @@
+//! The listening socket of one published port.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tracing::{debug, info, warn};
+
+use super::port::Port;
+use super::{Shared, forward};
+
+/// Between two attempts to open a port that is taken.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+
+/// Pause after the kernel could not hand over a connection: time for others to end and free what it lacks.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Connections that wait in the kernel to be accepted; the kernel lowers it to `net.core.somaxconn` and drops the rest.
+const BACKLOG: u32 = 4096;
+
+/// Opens the port, trying again while it is taken, and forwards what arrives. Never returns; it is cancelled.
+pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>) {
+    let mut reported = false;
+    loop {
+        match bind(shared.config.publish_addr, port.number) {
+            Ok(listener) => {
+                info!(port = port.number, "listening on published port");
+                shared.clear_port_error(port.number);
+                accept(&shared, &port, &listener).await;
+            }
+            Err(error) => {
+                if !reported {
+                    warn!(port = port.number, %error, "failed to open published port; trying again");
+                }
+                reported = true;
+                shared.set_port_error(port.number, error.to_string());
+                tokio::time::sleep(BIND_RETRY).await;
+            }
+        }
+    }
+}
+
+fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+    match address {
+        Some(address) => open(SocketAddr::new(address, port)),
+        None => match open(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                debug!(%error, "no IPv6 here, using IPv4 alone");
+                open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+            }
+            result => result,
+        },
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        // One socket for both families, whatever `net.ipv6.bindv6only` says.
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => take(shared, port, client).await,
+            Err(error) => {
+                shared.metrics.accept_errors.add(1);
+                debug!(port = port.number, %error, "failed to accept");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Forwards `client` in a task of its own, as soon as the node may forward one more connection.
+async fn take(shared: &Arc<Shared>, port: &Arc<Port>, client: TcpStream) {
+    let permit = match shared.connections.clone().try_acquire_owned() {
+        Ok(permit) => permit,
+        Err(_) => {
+            shared.metrics.paused.add(1);
+            shared.connections.clone().acquire_owned().await.expect("the semaphore is never closed")
+        }
+    };
+    shared.metrics.accepted.add(1);
+    let (shared, port) = (shared.clone(), port.clone());
+    tokio::spawn(async move {
+        let _permit = permit;
+        shared.metrics.open.add(1);
+        forward::forward(&shared, &port, client).await;
+        shared.metrics.open.sub(1);
+    });
+}

@@ -1,0 +1,80 @@
+//! One published port: its route and the standing of its backends, shared by its listener and its connections.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use shoal_control::balance::Balancer;
+use shoal_control::routes::{Backend, Route};
+use shoal_protocol::{NodeId, TaskId, Time};
+
+use super::IngressConfig;
+
+pub(super) struct Port {
+    pub(super) number: u16,
+    here: NodeId,
+    state: Mutex<State>,
+}
+
+struct State {
+    route: Route,
+    balancer: Balancer,
+    rng: StdRng,
+}
+
+/// A connection that is counted for a backend for as long as this lives.
+pub(super) struct Counted {
+    port: Arc<Port>,
+    pub(super) task: TaskId,
+    pub(super) backend: Backend,
+}
+
+impl Port {
+    pub(super) fn new(number: u16, route: Route, config: &IngressConfig) -> Self {
+        let rng = StdRng::seed_from_u64(config.seed ^ u64::from(number));
+        Self { number, here: config.node, state: Mutex::new(State { route, balancer: Balancer::default(), rng }) }
+    }
+
+    pub(super) fn retarget(&self, route: Route) {
+        let mut state = self.state();
+        state.route = route;
+        let State { route, balancer, .. } = &mut *state;
+        balancer.retain(route);
+    }
+
+    /// Chooses a backend that is not in `tried` and counts a connection for it.
+    pub(super) fn choose(self: &Arc<Self>, tried: &BTreeSet<TaskId>, now: Time) -> Option<Counted> {
+        let mut state = self.state();
+        let State { route, balancer, rng } = &mut *state;
+        let task = balancer.choose(route, self.here, tried, rng, now)?;
+        let backend = route.backends.get(&task)?.clone();
+        balancer.opening(task);
+        Some(Counted { port: self.clone(), task, backend })
+    }
+
+    pub(super) fn connected(&self, task: TaskId) {
+        self.state().balancer.connected(task);
+    }
+
+    /// Returns whether `task` was ejected by this failure.
+    pub(super) fn failed(&self, task: TaskId, now: Time) -> bool {
+        self.state().balancer.failed(task, now)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing under this lock leaves the state half-changed, so a panic elsewhere does not make it unusable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut state = self.port.state();
+        state.balancer.closed(self.task);
+        let State { route, balancer, .. } = &mut *state;
+        if !route.backends.contains_key(&self.task) {
+            balancer.retain(route);
+        }
+    }
+}

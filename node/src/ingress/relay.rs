@@ -1,0 +1,117 @@
+//! Moves bytes between two streams until both directions have ended.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tracing::trace;
+
+use super::metrics::Counter;
+
+/// Bytes of a direction's buffer at first: thousands of idle connections must be cheap.
+const BUFFER_MIN: usize = 8 * 1024;
+
+/// Bytes that a buffer grows to while reads fill it: bulk transfers need few calls. Nothing else is held back, so a slow
+/// reader stops its writer.
+const BUFFER_MAX: usize = 256 * 1024;
+
+/// Silence after which the kernel asks whether the other end of a connection still exists.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Between such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered questions after which the connection counts as gone.
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// Connects to a task and sets the connection up.
+pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    set_up(&stream);
+    Ok(stream)
+}
+
+/// Sends small pieces at once, and notices when the other end vanished without a word. Idle connections are kept.
+pub(super) fn set_up(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let result = stream
+        .set_nodelay(true)
+        .and_then(|()| Ok(sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?))
+        .and_then(|()| Ok(sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?))
+        .and_then(|()| Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?))
+        .and_then(|()| Ok(sockopt::set_socket_keepalive(stream, true)?));
+    if let Err(error) = result {
+        // The other end has closed it already; reading tells how, and what it said before.
+        trace!(%error, "failed to set socket options");
+    }
+}
+
+/// Relays between `client` and a task over TCP. A broken direction ends both, and the other end sees a reset, not an end.
+pub(super) async fn relay_tcp(
+    mut client: TcpStream,
+    mut task: TcpStream,
+    bytes: (&Counter, &Counter),
+) -> io::Result<()> {
+    let result = {
+        let ((from_client, to_client), (from_task, to_task)) = (client.split(), task.split());
+        both(copy(from_client, to_task, bytes.0), copy(from_task, to_client, bytes.1)).await
+    };
+    if result.is_err() {
+        reset(client);
+        reset(task);
+    }
+    result
+}
+
+/// Relays between a TCP connection and any other stream. `bytes` counts from TCP to the stream, then back.
+pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
+    mut tcp: TcpStream,
+    stream: S,
+    bytes: (&Counter, &Counter),
+) -> io::Result<()> {
+    let result = {
+        let ((from_tcp, to_tcp), (from_stream, to_stream)) = (tcp.split(), tokio::io::split(stream));
+        both(copy(from_tcp, to_stream, bytes.0), copy(from_stream, to_tcp, bytes.1)).await
+    };
+    if result.is_err() {
+        reset(tcp);
+    }
+    result
+}
+
+/// Closes a connection so that its other end learns that something went wrong.
+pub(super) fn reset(stream: TcpStream) {
+    // If it fails the other end sees an ordinary close, which is all that can be done.
+    let _ = stream.set_zero_linger();
+}
+
+async fn both<A, B>(first: A, second: B) -> io::Result<()>
+where
+    A: Future<Output = io::Result<()>>,
+    B: Future<Output = io::Result<()>>,
+{
+    tokio::try_join!(first, second).map(|_| ())
+}
+
+/// Copies until the reader ends, then ends the writer: the other direction may go on.
+async fn copy(
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    bytes: &Counter,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_MIN];
+    loop {
+        let read = reader.read(&mut buffer).await?;
+        if read == 0 {
+            return writer.shutdown().await;
+        }
+        writer.write_all(&buffer[..read]).await?;
+        writer.flush().await?;
+        bytes.add(read as u64);
+        if read == buffer.len() && read < BUFFER_MAX {
+            buffer.resize(BUFFER_MAX.min(read * 4), 0);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How fast the cluster decides and answers, apart from containers.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use shoal_tests::http;
+use shoal_tests::lab::{IMAGE, Lab, repository};
+use shoal_tests::shoal;
+use shoal_tests::wait::wait_until;
+
+use super::{LabArgs, Printer, five_nodes};
+
+/// How long one request to the API may take.
+const API_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the scheduler's own measurement may take, building included.
+const EXAMPLE_WAIT: Duration = Duration::from_secs(1200);
+
+/// Services that are created one after another.
+const ASSIGN_ROUNDS: usize = 20;
+
+/// Listings.
+const LS_ROUNDS: usize = 50;
+
+/// Tasks in the cluster while listing.
+const LS_TASKS: usize = 1000;
+
+/// Measures the pure scheduler by its example, whose last line is a number of placements a second.
+pub(crate) fn placement(printer: &Printer) -> Result<()> {
+    let mut command = Command::new("cargo");
+    let profile = std::env::var("SHOAL_BENCH_PROFILE").unwrap_or_else(|_| "fast".to_owned());
+    command.current_dir(repository()).args(["run", "--quiet", "--profile", &profile]);
+    command.args(["--package", "shoal-control", "--example", "placement"]);
+    let printed = shoal::run(command, EXAMPLE_WAIT)?.success()?;
+    let last = printed.lines().last().context("the example printed nothing")?;
+    let numbers = last.split(|c: char| !c.is_ascii_digit() && c != '.').filter_map(|word| word.parse::<f64>().ok());
+    let value = numbers.fold(0.0, f64::max);
+    ensure!(value > 0.0, "the example printed no number: {last}");
+    printer.figure("placement", value, "per s", 1);
+    Ok(())
+}
+
+/// Measures from sending `POST /services/create` until the same node lists ten tasks with a node each; and an fsync.
+pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
+    let lab = five_nodes(args)?;
+    let mut took_ms = Vec::new();
+    for round in 0..ASSIGN_ROUNDS {
+        let name = format!("assign-{round}");
+        let start = Instant::now();
+        create(&lab, &name, 10, &[])?;
+        let path = format!("/tasks?filters={}", encoded(&json!({"service": {&name: true}}).to_string()));
+        loop {
+            let tasks = get(&lab, &path)?;
+            let tasks = tasks.as_array().context("tasks are not a list")?;
+            let assigned = tasks.iter().filter(|task| !shoal::text(task, "NodeID").is_empty()).count();
+            if assigned == 10 {
+                break;
+            }
+            ensure!(start.elapsed() < API_WAIT, "only {assigned} tasks were assigned");
+        }
+        took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+        remove(&lab, &name)?;
+    }
+    printer.spread("assign-10", &took_ms, "ms");
+    printer.spread("fsync", &fsyncs_ms(&lab)?, "ms");
+    Ok(())
+}
+
+/// Measures `GET /services?status=true` while the cluster has a thousand tasks, none of which can be placed.
+pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
+    let lab = five_nodes(args)?;
+    create(&lab, "many", LS_TASKS, &["node.labels.nowhere==true"])?;
+    wait_until("a thousand tasks are listed", API_WAIT, || {
+        Ok(get(&lab, "/tasks")?.as_array().is_some_and(|tasks| tasks.len() >= LS_TASKS))
+    })?;
+    let mut took_ms = Vec::new();
+    for _ in 0..LS_ROUNDS {
+        let start = Instant::now();
+        get(&lab, "/services?status=true")?;
+        took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    printer.spread("ls-1000", &took_ms, "ms");
+    Ok(())
+}
+
+fn create(lab: &Lab, name: &str, replicas: usize, constraints: &[&str]) -> Result<()> {
+    let spec = json!({
+        "Name": name,
+        "TaskTemplate": {"ContainerSpec": {"Image": IMAGE}, "Placement": {"Constraints": constraints}},
+        "Mode": {"Replicated": {"Replicas": replicas}},
+    });
+    let answer = http::unix(&lab.node(1).socket(), "POST", "/services/create", &spec.to_string(), API_WAIT)?;
+    ensure!(answer.status == 201, "create: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+    Ok(())
+}
+
+fn remove(lab: &Lab, name: &str) -> Result<()> {
+    lab.node(1).shoal().ok(&["service", "rm", name])?;
+    wait_until("its containers are gone", Duration::from_secs(60), || {
+        Ok(lab.nodes().all(|node| node.tasks().is_empty()))
+    })?;
+    Ok(())
+}
+
+fn get(lab: &Lab, path: &str) -> Result<Value> {
+    let answer = http::unix(&lab.node(1).socket(), "GET", path, "", API_WAIT)?;
+    ensure!(answer.status == 200, "{path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+    serde_json::from_slice(&answer.body).with_context(|| format!("{path}: not JSON"))
+}
+
+/// Percent-encodes everything but letters and digits.
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// Measures appending 4 kB to a file and syncing it, where node 1 keeps its data.
+fn fsyncs_ms(lab: &Lab) -> Result<Vec<f64>> {
+    let path = lab.node(1).dir().join("fsync");
+    let mut file = File::create(&path)?;
+    let mut took_ms = Vec::new();
+    for _ in 0..50 {
+        let start = Instant::now();
+        file.write_all(&[7; 4096])?;
+        file.sync_data()?;
+        took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    std::fs::remove_file(&path)?;
+    Ok(took_ms)
+}

@@ -1,0 +1,103 @@
+//! Docker Engines for the nodes of a laboratory: one in each node's namespace, or one that all share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{Driver, Lab, Layout, Node, network, repository};
+use crate::shoal;
+
+/// How long starting or stopping an engine may take.
+const ENGINE_WAIT: Duration = Duration::from_secs(60);
+
+/// How long the client of an engine may take.
+const DOCKER_WAIT: Duration = Duration::from_secs(20);
+
+/// Starts what engines the laboratory needs.
+pub(super) fn up(lab: &Lab) -> Result<()> {
+    if has_own(lab) { lab.nodes().try_for_each(start) } else { Ok(()) }
+}
+
+/// Stops every engine of the laboratory.
+pub(super) fn down(lab: &Lab) -> Result<()> {
+    if has_own(lab) {
+        for node in lab.nodes() {
+            script(&["stop", &directory(node)])?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts a node's engine unless it runs.
+pub(super) fn start(node: Node<'_>) -> Result<()> {
+    if !has_own(node.lab) || docker(node, &["version"]).is_ok() {
+        return Ok(());
+    }
+    script(&["start", &network::namespace(node.index), &directory(node)])
+}
+
+/// Returns where a node finds its engine.
+pub(super) fn docker_host(node: Node<'_>) -> Option<String> {
+    let config = &node.lab.config;
+    match (config.driver, config.layout) {
+        (Driver::Embedded, _) => None,
+        (Driver::Docker, Layout::Loopback) => config.docker_host.clone(),
+        (Driver::Docker, Layout::Namespaces) => Some(format!("unix://{}/docker.sock", directory(node))),
+    }
+}
+
+/// Returns all processes of a node's own engine, containers included.
+pub(super) fn processes(node: Node<'_>) -> BTreeSet<i32> {
+    if !has_own(node.lab) {
+        return BTreeSet::new();
+    }
+    let mut command = Command::new(repository().join("scripts/engine"));
+    command.args(["pids", &directory(node)]);
+    let output = shoal::run(command, ENGINE_WAIT).and_then(shoal::Output::success).unwrap_or_default();
+    output.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Returns the tasks whose containers run, with their first process, as the engine tells.
+pub(super) fn tasks(node: Node<'_>, node_id: &str) -> Result<BTreeMap<String, BTreeSet<i32>>> {
+    let filter = format!("label=shoal.node.id={node_id}");
+    let ids = docker(node, &["ps", "-q", "--no-trunc", "--filter", &filter])?;
+    let ids: Vec<&str> = ids.split_whitespace().collect();
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let format = "{{index .Config.Labels \"com.docker.swarm.task.id\"}} {{.State.Pid}}";
+    let lines = docker(node, &[&["inspect", "-f", format], &ids[..]].concat())?;
+    let tasks = lines.lines().filter_map(|line| {
+        let (task, pid) = line.split_once(' ')?;
+        Some((task.to_owned(), BTreeSet::from([pid.parse().ok()?])))
+    });
+    Ok(tasks.collect())
+}
+
+fn docker(node: Node<'_>, args: &[&str]) -> Result<String> {
+    let host = docker_host(node).context("the node has no engine")?;
+    let mut command = Command::new("docker");
+    command.args(["-H", &host]).args(args);
+    shoal::run(command, DOCKER_WAIT)?.success().with_context(|| format!("docker {}", args.join(" ")))
+}
+
+fn has_own(lab: &Lab) -> bool {
+    lab.config.driver == Driver::Docker && lab.config.layout == Layout::Namespaces
+}
+
+fn directory(node: Node<'_>) -> String {
+    let path: PathBuf = node.dir().join("engine");
+    path.to_string_lossy().into_owned()
+}
+
+fn script(args: &[&str]) -> Result<()> {
+    let mut command = Command::new(repository().join("scripts/engine"));
+    command.args(args);
+    shoal::run(command, ENGINE_WAIT)?
+        .success()
+        .map(|_| ())
+        .with_context(|| format!("scripts/engine {}", args.join(" ")))
+}

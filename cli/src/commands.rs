@@ -1,0 +1,91 @@
+//! The commands: one module each, which holds its flags and the function that carries it out.
+
+mod image;
+mod init;
+mod join;
+mod join_token;
+mod leave;
+mod node;
+mod service;
+mod status;
+mod tasks;
+
+use clap::Subcommand;
+
+use crate::client::Client;
+use crate::error::CliError;
+
+/// What `shoal` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster on this node
+    Init(init::InitArgs),
+    /// Join this node to a cluster
+    Join(join::JoinArgs),
+    /// Take this node out of its cluster
+    Leave(leave::LeaveArgs),
+    /// Print or rotate a join token
+    JoinToken(join_token::JoinTokenArgs),
+    /// The same, under Docker's names
+    #[command(subcommand)]
+    Swarm(SwarmCommand),
+    /// Manage nodes
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Manage services
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Manage images on this node
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Tell whether the cluster is well
+    Status(status::StatusArgs),
+}
+
+/// The cluster's commands under Docker's names.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Start a cluster on this node
+    Init(init::InitArgs),
+    /// Join this node to a cluster
+    Join(join::JoinArgs),
+    /// Take this node out of its cluster
+    Leave(leave::LeaveArgs),
+    /// Print or rotate a join token
+    JoinToken(join_token::JoinTokenArgs),
+}
+
+impl Command {
+    /// Carries the command out.
+    pub(crate) async fn run(self, client: &Client) -> Result<(), CliError> {
+        match self {
+            Self::Init(args) | Self::Swarm(SwarmCommand::Init(args)) => init::run(client, args).await,
+            Self::Join(args) | Self::Swarm(SwarmCommand::Join(args)) => join::run(client, args).await,
+            Self::Leave(args) | Self::Swarm(SwarmCommand::Leave(args)) => leave::run(client, args).await,
+            Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
+            Self::Node(command) => command.run(client).await,
+            Self::Service(command) => command.run(client).await,
+            Self::Image(command) => command.run(client).await,
+            Self::Status(args) => status::run(client, args).await,
+        }
+    }
+}
+
+/// Does something to each of several objects; goes on after a failure and fails at the end if one failed.
+pub(crate) async fn for_each<F>(names: &[String], mut action: F) -> Result<(), CliError>
+where
+    F: AsyncFnMut(&str) -> Result<(), CliError>,
+{
+    let mut failed = None;
+    for name in names {
+        if let Err(error) = action(name).await {
+            if matches!(error, CliError::Unreachable { .. }) {
+                return Err(error);
+            }
+            if let Some(previous) = failed.replace(error) {
+                eprintln!("{previous}");
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,124 @@
+//! `shoal node inspect`.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::client::{Client, escape};
+use crate::commands::for_each;
+use crate::commands::node::{self, ls::availability};
+use crate::error::CliError;
+use crate::model::Node;
+use crate::output::{Format, capital, json_lines, json_pretty, print};
+use crate::units::{bytes_size, cpus};
+
+/// Flags of `node inspect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// Print for people
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
+    /// 'json' prints one object a line
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Nodes, by name, ID or 'self'
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+/// Prints everything about nodes; those that are found are printed even if others are not.
+pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let mut found: Vec<Value> = Vec::new();
+    let outcome = for_each(&args.nodes, async |name| {
+        let id = node::resolve(client, name).await?;
+        found.push(client.get(&format!("/nodes/{}", escape(&id))).await?);
+        Ok(())
+    })
+    .await;
+    if args.pretty {
+        for value in found {
+            let node: Node = serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
+            print(&pretty(&node)?)?;
+        }
+    } else if args.format == Some(Format::Json) {
+        print(&json_lines(&found)?)?;
+    } else {
+        print(&json_pretty(&found)?)?;
+    }
+    outcome
+}
+
+fn pretty(node: &Node) -> Result<String, CliError> {
+    let mut text = String::new();
+    write_pretty(&mut text, node).map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok(text)
+}
+
+fn write_pretty(text: &mut String, node: &Node) -> std::fmt::Result {
+    writeln!(text, "ID:\t\t\t{}", node.id)?;
+    if !node.spec.labels.is_empty() {
+        writeln!(text, "Labels:")?;
+        for (name, value) in &node.spec.labels {
+            writeln!(text, " - {name}={value}")?;
+        }
+    }
+    writeln!(text, "Hostname:              \t{}", node.description.hostname)?;
+    writeln!(text, "Joined at:             \t{}", go_time(&node.created_at))?;
+    writeln!(text, "Status:\n State:\t\t\t{}", capital(&node.status.state))?;
+    if !node.status.message.is_empty() {
+        writeln!(text, " Message:\t\t{}", node.status.message)?;
+    }
+    writeln!(text, " Availability:         \t{}", capital(availability(node)))?;
+    if !node.status.addr.is_empty() {
+        writeln!(text, " Address:\t\t{}", node.status.addr)?;
+    }
+    if let Some(manager) = &node.manager_status {
+        writeln!(text, "Manager Status:\n Address:\t\t{}", manager.addr)?;
+        writeln!(text, " Raft Status:\t\t{}", capital(&manager.reachability))?;
+        writeln!(text, " Leader:\t\t{}", if manager.leader { "Yes" } else { "No" })?;
+    }
+    let platform = &node.description.platform;
+    writeln!(text, "Platform:\n Operating System:\t{}\n Architecture:\t\t{}", platform.os, platform.architecture)?;
+    let resources = &node.description.resources;
+    writeln!(text, "Resources:\n CPUs:\t\t\t{}", cpus(resources.nano_cpus))?;
+    writeln!(text, " Memory:\t\t{}", bytes_size(resources.memory_bytes))?;
+    writeln!(text, "Engine Version:\t\t{}", node.description.engine.engine_version)?;
+    if !node.description.engine.labels.is_empty() {
+        writeln!(text, "Engine Labels:")?;
+        for (name, value) in &node.description.engine.labels {
+            writeln!(text, " - {name}={value}")?;
+        }
+    }
+    if !node.description.tls_info.trust_root.is_empty() {
+        writeln!(text, "TLS Info:\n TrustRoot:\n{}", node.description.tls_info.trust_root)?;
+    }
+    Ok(())
+}
+
+/// Rewrites RFC 3339 as Docker's client prints moments.
+fn go_time(moment: &str) -> String {
+    moment.trim_end_matches('Z').replacen('T', " ", 1) + " +0000 utc"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_is_printed_for_people_as_docker_does() {
+        let node: Node = serde_json::from_value(json!({"ID": "ltmmwmn7dcd1lu9w64lxg7b9y",
+            "CreatedAt": "2026-11-23T01:52:10.345749459Z",
+            "Spec": {"Labels": {}, "Role": "worker", "Availability": "active"},
+            "Description": {"Hostname": "n2", "Platform": {"Architecture": "x86_64", "OS": "linux"},
+                "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64},
+                "Engine": {"EngineVersion": "20.10.24+dfsg1"}},
+            "Status": {"State": "ready", "Addr": "10.77.0.2"}}))
+        .unwrap();
+        let want = "ID:\t\t\tltmmwmn7dcd1lu9w64lxg7b9y\nHostname:              \tn2\n\
+            Joined at:             \t2026-11-23 01:52:10.345749459 +0000 utc\nStatus:\n State:\t\t\tReady\n \
+            Availability:         \tActive\n Address:\t\t10.77.0.2\nPlatform:\n Operating System:\tlinux\n \
+            Architecture:\t\tx86_64\nResources:\n CPUs:\t\t\t2\n Memory:\t\t23.54GiB\nEngine Version:\t\t20.10.24+dfsg1\n";
+        assert_eq!(pretty(&node).unwrap(), want);
+    }
+}

@@ -1,0 +1,150 @@
+//! `shoal service create`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use shoal_protocol::spec::PortConfig;
+
+use crate::client::Client;
+use crate::commands::service::{WaitArgs, warn};
+use crate::error::CliError;
+use crate::model::Created;
+use crate::output::print;
+use crate::ports::Publish;
+use crate::progress;
+use crate::spec::{self, SpecArgs, set};
+
+/// Flags of `service create`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Name of the service (default: made up)
+    #[arg(long)]
+    name: Option<String>,
+    /// Whether there is a number of tasks or one on every node
+    #[arg(long, value_enum, default_value = "replicated")]
+    mode: ModeName,
+    /// Publish a port: [PUBLISHED:]TARGET or target=…,published=…,mode=ingress|host
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<Publish>,
+    /// Set a variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Read variables from a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Label of the service
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// Label of its containers
+    #[arg(long, value_name = "NAME=VALUE")]
+    container_label: Vec<String>,
+    /// Condition on the node, such as node.labels.zone==a
+    #[arg(long, value_name = "EXPRESSION")]
+    constraint: Vec<String>,
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+    /// Image to run
+    image: String,
+    /// Command and arguments in place of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    args: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ModeName {
+    Replicated,
+    Global,
+}
+
+/// Creates a service and waits until it runs.
+pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
+    let wait = args.wait;
+    let spec = build(args)?;
+    let created: Created = client.post("/services/create", &spec).await?;
+    warn(&created.warnings);
+    print(&format!("{}\n", created.id))?;
+    if wait.detach {
+        return Ok(());
+    }
+    progress::wait(client, &created.id, &created.id, wait.quiet).await
+}
+
+fn build(args: CreateArgs) -> Result<Value, CliError> {
+    let mode = match args.mode {
+        ModeName::Replicated => json!({"Replicated": {}}),
+        ModeName::Global => json!({"Global": {}}),
+    };
+    let mut spec = json!({
+        "Labels": {},
+        "TaskTemplate": {
+            "ContainerSpec": {"Image": args.image},
+            "Resources": {"Limits": {}, "Reservations": {}},
+            "Placement": {},
+            "ForceUpdate": 0,
+        },
+        "Mode": mode,
+        "EndpointSpec": {"Mode": "vip"},
+    });
+    set(&mut spec, &["Name"], args.name);
+    let container = |name| ["TaskTemplate", "ContainerSpec", name];
+    set(&mut spec, &container("Args"), Some(args.args).filter(|args| !args.is_empty()));
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        env.extend(spec::env_from_file(file)?);
+    }
+    env.extend(spec::env_from_flags(&args.env)?);
+    spec::change_env(&mut spec, &[], &env);
+    spec::change_labels(&mut spec, &["Labels"], &[], &args.label);
+    spec::change_labels(&mut spec, &container("Labels"), &[], &args.container_label);
+    spec::change_list(&mut spec, &["TaskTemplate", "Placement", "Constraints"], &[], &args.constraint);
+    let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|publish| publish.0).collect();
+    spec::change_ports(&mut spec, &[], &ports)?;
+    args.spec.apply(&mut spec)?;
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        args: CreateArgs,
+    }
+
+    fn spec(line: &[&str]) -> Value {
+        build(Probe::try_parse_from([&["create"], line].concat()).unwrap().args).unwrap()
+    }
+
+    #[test]
+    fn the_spec_is_what_dockers_client_sends() {
+        let got = spec(&["--name", "web", "--replicas", "3", "-p", "8080:8080", "lab/web:1"]);
+        let want = json!({"Name": "web", "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1"},
+            "Resources": {"Limits": {}, "Reservations": {}}, "Placement": {}, "ForceUpdate": 0},
+            "Mode": {"Replicated": {"Replicas": 3}}, "EndpointSpec": {"Mode": "vip", "Ports": [{"Protocol": "tcp",
+            "TargetPort": 8080, "PublishedPort": 8080, "PublishMode": "ingress"}]}});
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn everything_behind_the_image_is_the_command() {
+        let got = spec(&["-d", "--mode", "global", "-e", "A=1", "lab/web:1", "sh", "-c", "--name"]);
+        assert_eq!(got["TaskTemplate"]["ContainerSpec"]["Args"], json!(["sh", "-c", "--name"]));
+        assert_eq!(got["TaskTemplate"]["ContainerSpec"]["Env"], json!(["A=1"]));
+        assert_eq!(got["Mode"], json!({"Global": {}}));
+    }
+
+    #[test]
+    fn flags_that_are_not_supported_are_refused_by_name() {
+        for flag in ["--mount", "--network", "--secret", "--config", "--placement-pref", "--health-cmd"] {
+            let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(flag), "{error}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `shoal service inspect`.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
+
+use crate::client::{Client, escape};
+use crate::commands::for_each;
+use crate::error::CliError;
+use crate::model::{Service, UpdateStatus};
+use crate::output::{Format, json_lines, json_pretty, print};
+use crate::time;
+use crate::units::{bytes_size, cpus, go_duration};
+
+/// Flags of `service inspect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// Print for people
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
+    /// 'json' prints one object a line
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Services, by name or ID
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+/// Prints everything about services; those that are found are printed even if others are not.
+pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let mut found: Vec<Value> = Vec::new();
+    let outcome = for_each(&args.services, async |name| {
+        let path = format!("/services/{}?insertDefaults={}", escape(name), args.pretty);
+        found.push(client.get(&path).await?);
+        Ok(())
+    })
+    .await;
+    if args.pretty {
+        for value in found {
+            let service: Service =
+                serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
+            let mut text = String::new();
+            pretty(&mut text, &service).map_err(|error| CliError::Failed(error.to_string()))?;
+            print(&text)?;
+        }
+    } else if args.format == Some(Format::Json) {
+        print(&json_lines(&found)?)?;
+    } else {
+        print(&json_pretty(&found)?)?;
+    }
+    outcome
+}
+
+fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
+    let spec = &service.spec;
+    writeln!(text, "\nID:\t\t{}\nName:\t\t{}", service.id, spec.name)?;
+    if !spec.labels.is_empty() {
+        writeln!(text, "Labels:")?;
+        for (name, value) in &spec.labels {
+            writeln!(text, " {name}={value}")?;
+        }
+    }
+    match spec.mode.replicas() {
+        Some(replicas) => writeln!(text, "Service Mode:\tReplicated\n Replicas:\t{replicas}")?,
+        None => writeln!(text, "Service Mode:\tGlobal")?,
+    }
+    if let Some(status) = &service.update_status {
+        update_status(text, status)?;
+    }
+    writeln!(text, "Placement:")?;
+    let placement = &spec.task_template.placement;
+    if !placement.constraints.is_empty() {
+        writeln!(text, " Constraints:\t[{}]", placement.constraints.join(" "))?;
+    }
+    if placement.max_replicas > 0 {
+        writeln!(text, " Max Replicas Per Node:   {}", placement.max_replicas)?;
+    }
+    if let Some(config) = &spec.update_config {
+        policy(text, "Update", config)?;
+    }
+    if let Some(config) = &spec.rollback_config {
+        policy(text, "Rollback", config)?;
+    }
+    container(text, &spec.task_template.container_spec)?;
+    resources(text, &spec.task_template.resources)?;
+    let mode = &spec.endpoint_spec.mode;
+    writeln!(text, "Endpoint Mode:\t{}", if mode.is_empty() { "vip" } else { mode })?;
+    if !service.endpoint.ports.is_empty() {
+        writeln!(text, "Ports:")?;
+    }
+    for port in &service.endpoint.ports {
+        let mode = match port.publish_mode {
+            PublishMode::Ingress => "ingress",
+            PublishMode::Host => "host",
+        };
+        writeln!(text, " PublishedPort = {}\n  Protocol = {}", port.published_port, port.protocol)?;
+        writeln!(text, "  TargetPort = {}\n  PublishMode = {mode}", port.target_port)?;
+    }
+    writeln!(text)
+}
+
+fn update_status(text: &mut String, status: &UpdateStatus) -> std::fmt::Result {
+    let now = time::now_nanos();
+    writeln!(text, "UpdateStatus:\n State:\t\t{}", status.state)?;
+    for (name, moment) in [("Started", &status.started_at), ("Completed", &status.completed_at)] {
+        if !moment.is_empty() {
+            writeln!(text, " {name}:\t{}", time::ago(moment, now))?;
+        }
+    }
+    writeln!(text, " Message:\t{}", status.message)
+}
+
+fn policy(text: &mut String, name: &str, config: &UpdateConfig) -> std::fmt::Result {
+    writeln!(text, "{name}Config:\n Parallelism:\t{}", config.parallelism)?;
+    if config.delay > 0 {
+        writeln!(text, " Delay:\t\t{}", go_duration(config.delay))?;
+    }
+    writeln!(text, " On failure:\t{}", config.failure_action)?;
+    writeln!(text, " Monitoring Period: {}", go_duration(config.monitor))?;
+    writeln!(text, " Max failure ratio: {}", config.max_failure_ratio)?;
+    let heading = format!("{name} order:");
+    writeln!(text, " {heading:<18} {}", config.order)
+}
+
+fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
+    writeln!(text, "ContainerSpec:\n Image:\t\t{}", spec.image)?;
+    if !spec.command.is_empty() {
+        writeln!(text, " Command:\t{} ", spec.command.join(" "))?;
+    }
+    if !spec.args.is_empty() {
+        writeln!(text, " Args:\t\t{} ", spec.args.join(" "))?;
+    }
+    if !spec.env.is_empty() {
+        writeln!(text, " Env:\t\t{} ", spec.env.join(" "))?;
+    }
+    if !spec.dir.is_empty() {
+        writeln!(text, " Dir:\t\t{}", spec.dir)?;
+    }
+    if !spec.user.is_empty() {
+        writeln!(text, " User: {}", spec.user)?;
+    }
+    Ok(())
+}
+
+fn resources(text: &mut String, resources: &Resources) -> std::fmt::Result {
+    writeln!(text, "Resources:")?;
+    let reserved = &resources.reservations;
+    if reserved.nano_cpus > 0 || reserved.memory_bytes > 0 {
+        writeln!(text, " Reservations:")?;
+        amounts(text, reserved.nano_cpus, reserved.memory_bytes)?;
+    }
+    let limits = &resources.limits;
+    if limits.nano_cpus > 0 || limits.memory_bytes > 0 || limits.pids > 0 {
+        writeln!(text, " Limits:")?;
+        amounts(text, limits.nano_cpus, limits.memory_bytes)?;
+        if limits.pids > 0 {
+            writeln!(text, "  PIDs:\t\t{}", limits.pids)?;
+        }
+    }
+    Ok(())
+}
+
+fn amounts(text: &mut String, nano_cpus: u64, memory_bytes: u64) -> std::fmt::Result {
+    if nano_cpus > 0 {
+        writeln!(text, "  CPU:\t\t{}", cpus(nano_cpus))?;
+    }
+    if memory_bytes > 0 {
+        writeln!(text, "  Memory:\t{}", bytes_size(memory_bytes))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_service_is_printed_for_people_as_docker_does() {
+        let policy = json!({"Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000u64,
+            "MaxFailureRatio": 0, "Order": "stop-first"});
+        let service: Service =
+            serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
+            "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Init": false}, "Resources":
+            {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864}, "Reservations": {}}, "Placement": {}},
+            "Mode": {"Replicated": {"Replicas": 3}}, "UpdateConfig": policy, "RollbackConfig": policy,
+            "EndpointSpec": {"Mode": "vip"}}, "Endpoint": {"Ports": [{"Protocol": "tcp", "TargetPort": 8080,
+            "PublishedPort": 8080, "PublishMode": "ingress"}]}}))
+            .unwrap();
+        let mut text = String::new();
+        pretty(&mut text, &service).unwrap();
+        let want = "\nID:\t\tzw28l6ocpszcx94qkcx0wpr9u\nName:\t\tweb\nService Mode:\tReplicated\n Replicas:\t3\nPlacement:\n\
+            UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n \
+            Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
+            Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nResources:\n \
+            Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
+            TargetPort = 8080\n  PublishMode = ingress\n\n";
+        assert_eq!(text, want);
+    }
+}

@@ -1,0 +1,166 @@
+//! `shoal service update` and `shoal service rollback`.
+
+use serde_json::{Value, json};
+use shoal_protocol::spec::PortConfig;
+
+use crate::client::{Client, escape};
+use crate::commands::service::{WaitArgs, warn};
+use crate::error::CliError;
+use crate::model::Updated;
+use crate::output::print;
+use crate::ports::Publish;
+use crate::spec::{self, SpecArgs, set, slot};
+use crate::{progress, words};
+
+/// Flags of `service update`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpdateArgs {
+    /// Image to run
+    #[arg(long)]
+    image: Option<String>,
+    /// Arguments in place of the image's command
+    #[arg(long, allow_hyphen_values = true, value_name = "COMMAND")]
+    args: Option<String>,
+    /// Add or change a variable
+    #[arg(long, value_name = "NAME=VALUE")]
+    env_add: Vec<String>,
+    /// Remove a variable
+    #[arg(long, value_name = "NAME")]
+    env_rm: Vec<String>,
+    /// Add or change a label of the service
+    #[arg(long, value_name = "NAME=VALUE")]
+    label_add: Vec<String>,
+    /// Remove a label of the service
+    #[arg(long, value_name = "NAME")]
+    label_rm: Vec<String>,
+    /// Add or change a label of the containers
+    #[arg(long, value_name = "NAME=VALUE")]
+    container_label_add: Vec<String>,
+    /// Remove a label of the containers
+    #[arg(long, value_name = "NAME")]
+    container_label_rm: Vec<String>,
+    /// Add a condition on the node
+    #[arg(long, value_name = "EXPRESSION")]
+    constraint_add: Vec<String>,
+    /// Remove a condition on the node
+    #[arg(long, value_name = "EXPRESSION")]
+    constraint_rm: Vec<String>,
+    /// Publish a port
+    #[arg(long, value_name = "PORT")]
+    publish_add: Vec<Publish>,
+    /// Stop publishing a port, by its target
+    #[arg(long, value_name = "TARGET")]
+    publish_rm: Vec<Publish>,
+    /// Replace all tasks even if nothing changes
+    #[arg(long)]
+    force: bool,
+    /// Go back to the previous spec
+    #[arg(long)]
+    rollback: bool,
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+    /// The service, by name or ID
+    service: String,
+}
+
+/// Flags of `service rollback`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RollbackArgs {
+    #[command(flatten)]
+    wait: WaitArgs,
+    /// The service, by name or ID
+    service: String,
+}
+
+/// Changes a service's spec and waits until it runs accordingly.
+pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
+    let (mut object, mut spec) = read(client, &args.service).await?;
+    if args.rollback {
+        let before = spec.clone();
+        change(&mut spec, &args)?;
+        if spec != before || !args.spec.is_empty() {
+            return Err(CliError::Misused("other flags may not be combined with --rollback".to_owned()));
+        }
+    } else {
+        change(&mut spec, &args)?;
+    }
+    send(client, &mut object, &spec, &args.service, args.rollback, args.wait).await
+}
+
+/// Gives a service its previous spec back and waits until it runs accordingly.
+pub(crate) async fn run_rollback(client: &Client, args: RollbackArgs) -> Result<(), CliError> {
+    let (mut object, spec) = read(client, &args.service).await?;
+    send(client, &mut object, &spec, &args.service, true, args.wait).await
+}
+
+async fn read(client: &Client, name: &str) -> Result<(Value, Value), CliError> {
+    let mut object: Value = client.get(&format!("/services/{}", escape(name))).await?;
+    let spec = object["Spec"].take();
+    Ok((object, spec))
+}
+
+async fn send(
+    client: &Client,
+    object: &mut Value,
+    spec: &Value,
+    name: &str,
+    rollback: bool,
+    wait: WaitArgs,
+) -> Result<(), CliError> {
+    let id = object["ID"].as_str().unwrap_or(name);
+    let query = if rollback { "&rollback=previous" } else { "" };
+    let path = format!("/services/{}/update?version={}{query}", escape(id), object["Version"]["Index"]);
+    let updated: Option<Updated> = client.post(&path, spec).await?;
+    warn(&updated.unwrap_or_default().warnings);
+    print(&format!("{name}\n"))?;
+    if wait.detach { Ok(()) } else { progress::wait(client, id, name, wait.quiet).await }
+}
+
+fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
+    let container = |name| ["TaskTemplate", "ContainerSpec", name];
+    set(spec, &container("Image"), args.image.clone());
+    if let Some(text) = &args.args {
+        let words = words::split(text).map_err(|reason| CliError::Misused(format!("--args '{text}': {reason}")))?;
+        set(spec, &container("Args"), Some(words));
+    }
+    spec::change_env(spec, &args.env_rm, &spec::env_from_flags(&args.env_add)?);
+    spec::change_labels(spec, &["Labels"], &args.label_rm, &args.label_add);
+    spec::change_labels(spec, &container("Labels"), &args.container_label_rm, &args.container_label_add);
+    let constraints = ["TaskTemplate", "Placement", "Constraints"];
+    spec::change_list(spec, &constraints, &args.constraint_rm, &args.constraint_add);
+    let ports = |publish: &[Publish]| -> Vec<PortConfig> { publish.iter().flat_map(|one| one.0.clone()).collect() };
+    spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
+    args.spec.apply(spec)?;
+    if args.force {
+        let count = slot(spec, &["TaskTemplate", "ForceUpdate"]);
+        *count = json!(count.as_u64().unwrap_or(0) + 1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        args: UpdateArgs,
+    }
+
+    #[test]
+    fn flags_change_only_what_they_name() {
+        let mut spec = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "a:1", "Init": false},
+            "ForceUpdate": 2}, "Mode": {"Replicated": {"Replicas": 3}}});
+        let line = ["update", "--image", "a:2", "--args", "sleep 1", "--force", "--env-add", "A=1", "web"];
+        change(&mut spec, &Probe::try_parse_from(line).unwrap().args).unwrap();
+        assert_eq!(
+            spec,
+            json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "a:2", "Init": false, "Args": ["sleep", "1"],
+            "Env": ["A=1"]}, "ForceUpdate": 3}, "Mode": {"Replicated": {"Replicas": 3}}})
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! Why a command did not do what it was asked.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a command failed; what the daemon had already done stays done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The daemon refused, in its own words.
+    #[error("Error response from daemon: {message}")]
+    Daemon {
+        /// The HTTP status.
+        status: u16,
+        /// The daemon's words.
+        message: String,
+    },
+    /// Nobody answers on the socket.
+    #[error("cannot connect to the shoal daemon at unix://{}: {source}; is shoald running?", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What connecting said.
+        source: io::Error,
+    },
+    /// The command line makes no sense.
+    #[error("{0}")]
+    Misused(String),
+    /// Anything else, in words for people; empty when all was said already.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CliError {
+    /// Returns the exit status of the process.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Daemon { .. } | Self::Unreachable { .. } | Self::Failed(_) => 1,
+            Self::Misused(_) => 2,
+        }
+    }
+
+    /// Returns whether the daemon knows no such object.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Daemon { status: 404, .. })
+    }
+}

@@ -1,0 +1,225 @@
+//! What the commands read of the API's answers. Source: Docker Engine API v1.50; unknown fields are passed over.
+
+use serde::{Deserialize, Deserializer};
+use shoal_protocol::spec::{NodeSpec, PortConfig, ServiceSpec, TaskTemplate};
+
+/// Reads JSON's `null` as the default value, as Go's decoder does.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// The count of an object's writes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Version {
+    pub(crate) index: u64,
+}
+
+/// A node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Node {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    pub(crate) created_at: String,
+    pub(crate) spec: NodeSpec,
+    pub(crate) description: Description,
+    pub(crate) status: NodeStatus,
+    pub(crate) manager_status: Option<ManagerStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Description {
+    pub(crate) hostname: String,
+    pub(crate) platform: Platform,
+    pub(crate) resources: NodeResources,
+    pub(crate) engine: Engine,
+    #[serde(rename = "TLSInfo", deserialize_with = "null_as_default")]
+    pub(crate) tls_info: TlsInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Platform {
+    #[serde(rename = "Architecture")]
+    pub(crate) architecture: String,
+    #[serde(rename = "OS")]
+    pub(crate) os: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeResources {
+    #[serde(rename = "NanoCPUs")]
+    pub(crate) nano_cpus: u64,
+    #[serde(rename = "MemoryBytes")]
+    pub(crate) memory_bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Engine {
+    pub(crate) engine_version: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct TlsInfo {
+    pub(crate) trust_root: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct NodeStatus {
+    pub(crate) state: String,
+    pub(crate) message: String,
+    pub(crate) addr: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct ManagerStatus {
+    pub(crate) leader: bool,
+    pub(crate) reachability: String,
+    pub(crate) addr: String,
+}
+
+/// A service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Service {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    pub(crate) spec: ServiceSpec,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) endpoint: Endpoint,
+    pub(crate) update_status: Option<UpdateStatus>,
+    pub(crate) service_status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Endpoint {
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct UpdateStatus {
+    pub(crate) state: String,
+    pub(crate) started_at: String,
+    pub(crate) completed_at: String,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct ServiceStatus {
+    pub(crate) running_tasks: u64,
+    pub(crate) desired_tasks: u64,
+}
+
+/// A task.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Task {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    pub(crate) created_at: String,
+    pub(crate) spec: TaskTemplate,
+    #[serde(rename = "ServiceID")]
+    pub(crate) service_id: String,
+    pub(crate) slot: u64,
+    #[serde(rename = "NodeID")]
+    pub(crate) node_id: String,
+    pub(crate) status: TaskStatus,
+    pub(crate) desired_state: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct TaskStatus {
+    pub(crate) timestamp: String,
+    pub(crate) state: String,
+    pub(crate) message: String,
+    pub(crate) err: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) port_status: PortStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct PortStatus {
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) ports: Vec<PortConfig>,
+}
+
+/// The daemon's view of itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Info {
+    pub(crate) swarm: SwarmInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct SwarmInfo {
+    #[serde(rename = "NodeID")]
+    pub(crate) node_id: String,
+    pub(crate) control_available: bool,
+}
+
+/// The cluster.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Swarm {
+    pub(crate) version: Version,
+    pub(crate) join_tokens: JoinTokens,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct JoinTokens {
+    pub(crate) worker: String,
+    pub(crate) manager: String,
+}
+
+impl std::fmt::Debug for JoinTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinTokens(…)")
+    }
+}
+
+/// What creating a service answers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Created {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What updating a service answers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Updated {
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) warnings: Vec<String>,
+}
+
+/// An image.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Image {
+    pub(crate) id: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) repo_tags: Vec<String>,
+    /// Seconds since 1970.
+    pub(crate) created: i64,
+    pub(crate) size: u64,
+}

@@ -1,0 +1,151 @@
+//! Published ports: the short and long notation of `--publish`, and how listings show them.
+
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use shoal_protocol::spec::{PortConfig, PublishMode};
+
+/// Ports that one `--publish` may name at most.
+const RANGE_MAX: usize = 1024;
+
+/// The ports that one `--publish` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Publish(pub(crate) Vec<PortConfig>);
+
+impl FromStr for Publish {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('=') { long(text).map(|port| Self(vec![port])) } else { short(text).map(Self) }
+    }
+}
+
+/// Reads `target=80,published=8080,protocol=tcp,mode=ingress`. Source: docker/cli, `opts.PortOpt`.
+fn long(text: &str) -> Result<PortConfig, String> {
+    let mut port = PortConfig { protocol: "tcp".to_owned(), ..PortConfig::default() };
+    for field in text.split(',') {
+        let (key, value) = field.split_once('=').ok_or_else(|| format!("'{field}' is not KEY=VALUE"))?;
+        match key.trim().to_ascii_lowercase().as_str() {
+            "target" => port.target_port = number(value)?,
+            "published" => port.published_port = number(value)?,
+            "protocol" => port.protocol = protocol(value)?,
+            "mode" => {
+                port.publish_mode = match value {
+                    "ingress" => PublishMode::Ingress,
+                    "host" => PublishMode::Host,
+                    _ => return Err(format!("'{value}' is not a publish mode: expected ingress or host")),
+                }
+            }
+            other => {
+                return Err(format!("'{other}' is not a field of a port: expected target, published, protocol or mode"));
+            }
+        }
+    }
+    if port.target_port == 0 {
+        return Err("missing mandatory field target".to_owned());
+    }
+    Ok(port)
+}
+
+/// Reads `[published:]target[/protocol]`, where both may be ranges of one length.
+fn short(text: &str) -> Result<Vec<PortConfig>, String> {
+    let (ports, protocol_name) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol(protocol_name)?;
+    let (published, target) = match ports.rsplit_once(':') {
+        None => (None, ports),
+        Some((published, _)) if published.contains(':') => {
+            return Err(
+                "an address to publish on is not supported: shoald --publish-addr sets it for a node".to_owned()
+            );
+        }
+        Some((published, target)) => (Some(range(published)?), target),
+    };
+    let targets = range(target)?;
+    let count = targets.clone().count();
+    if count > RANGE_MAX || published.as_ref().is_some_and(|published| published.clone().count() != count) {
+        return Err(format!("ranges must be equally long and of at most {RANGE_MAX} ports"));
+    }
+    let mut published = published.map(RangeInclusive::into_iter);
+    Ok(targets
+        .map(|target_port| PortConfig {
+            protocol: protocol.clone(),
+            target_port,
+            published_port: published.as_mut().and_then(Iterator::next).unwrap_or(0),
+            ..PortConfig::default()
+        })
+        .collect())
+}
+
+fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (number(first)?, number(last)?);
+    if first > last { Err(format!("'{text}' is not a range of ports")) } else { Ok(first..=last) }
+}
+
+fn number(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("'{text}' is not a port: expected 1 to 65535")),
+        Ok(port) => Ok(port),
+    }
+}
+
+fn protocol(text: &str) -> Result<String, String> {
+    let protocol = text.to_ascii_lowercase();
+    match protocol.as_str() {
+        "tcp" => Ok(protocol),
+        "udp" | "sctp" => Err(format!("{protocol} ports are not supported yet")),
+        _ => Err(format!("'{text}' is not a protocol: expected tcp")),
+    }
+}
+
+/// Shows published ports as `service ls` and `service ps` do.
+pub(crate) fn show<'a>(ports: impl IntoIterator<Item = &'a PortConfig>, mode: PublishMode) -> String {
+    let mut shown: Vec<&PortConfig> = ports.into_iter().filter(|port| port.publish_mode == mode).collect();
+    shown.sort_by_key(|port| (port.published_port, port.target_port));
+    let texts: Vec<String> = shown
+        .into_iter()
+        .map(|port| format!("*:{}->{}/{}", port.published_port, port.target_port, port.protocol))
+        .collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<(u16, u16, PublishMode)> {
+        let ports = text.parse::<Publish>().unwrap().0;
+        ports.iter().map(|port| (port.published_port, port.target_port, port.publish_mode)).collect()
+    }
+
+    #[test]
+    fn both_notations_are_read() {
+        use PublishMode::{Host, Ingress};
+        assert_eq!(read("8080:80"), [(8080, 80, Ingress)]);
+        assert_eq!(read("80"), [(0, 80, Ingress)]);
+        assert_eq!(read("80/tcp"), [(0, 80, Ingress)]);
+        assert_eq!(read("8000-8001:80-81"), [(8000, 80, Ingress), (8001, 81, Ingress)]);
+        assert_eq!(read("mode=host,published=9090,target=8080"), [(9090, 8080, Host)]);
+        assert_eq!(read("target=80"), [(0, 80, Ingress)]);
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for (text, reason) in [
+            ("", "not a port"),
+            ("0:80", "not a port"),
+            ("80:70000", "not a port"),
+            ("1.2.3.4:80:80", "not supported"),
+            ("53:53/udp", "not supported yet"),
+            ("80/xyz", "not a protocol"),
+            ("1-3:1-2", "equally long"),
+            ("3-1", "not a range"),
+            ("published=80", "missing mandatory field target"),
+            ("target=80,mode=x", "not a publish mode"),
+            ("target=80,colour=x", "not a field"),
+        ] {
+            let error = text.parse::<Publish>().unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Moments in the API's notation, and how people say how long ago they were.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Nanoseconds of a second.
+pub(crate) const SECOND_NANOS: i128 = 1_000_000_000;
+
+/// Returns the present in nanoseconds since 1970.
+pub(crate) fn now_nanos() -> i128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX))
+}
+
+/// Reads RFC 3339 (a missing zone means UTC, a missing time midnight) as nanoseconds since 1970.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<i128> {
+    let (date, rest) = text.split_once(['T', ' ']).unwrap_or((text, "00:00:00Z"));
+    let mut date = date.splitn(3, '-').map(number);
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (time, offset_secs) = split_zone(rest)?;
+    let (whole, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let mut clock = whole.splitn(3, ':').map(number);
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next().flatten().unwrap_or(0));
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let nanos = match fraction.len() {
+        0 => 0,
+        1..=9 => number(fraction)? * 10_i128.pow(9 - u32::try_from(fraction.len()).ok()?),
+        _ => return None,
+    };
+    let secs = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_secs;
+    Some(secs * SECOND_NANOS + nanos)
+}
+
+fn number(text: &str) -> Option<i128> {
+    if text.len() > 18 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+fn split_zone(text: &str) -> Option<(&str, i128)> {
+    if let Some(time) = text.strip_suffix(['Z', 'z']) {
+        return Some((time, 0));
+    }
+    let Some(at) = text.rfind(['+', '-']) else {
+        return Some((text, 0));
+    };
+    let (time, zone) = text.split_at(at);
+    let (hours, minutes) = zone[1..].split_once(':')?;
+    let secs = number(hours)? * 3600 + number(minutes)? * 60;
+    Some((time, if zone.starts_with('-') { -secs } else { secs }))
+}
+
+/// Converts a date of the Gregorian calendar to days since 1970-01-01.
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `days_from_civil`.
+fn days_from_civil(year: i128, month: i128, day: i128) -> i128 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+/// Says how long a time is, in the words of Docker's client. Source: docker/go-units, `HumanDuration`.
+pub(crate) fn human_duration(nanos: i128) -> String {
+    let secs = nanos.max(0) / SECOND_NANOS;
+    let minutes = secs / 60;
+    let hours = (secs + 1800) / 3600;
+    match (secs, minutes, hours) {
+        (0, ..) => "Less than a second".to_owned(),
+        (1, ..) => "1 second".to_owned(),
+        (2..60, ..) => format!("{secs} seconds"),
+        (_, 1, _) => "About a minute".to_owned(),
+        (_, 2..60, _) => format!("{minutes} minutes"),
+        (.., 1) => "About an hour".to_owned(),
+        (.., ..48) => format!("{hours} hours"),
+        (.., ..336) => format!("{} days", hours / 24),
+        (.., ..1440) => format!("{} weeks", hours / 24 / 7),
+        (.., ..17_520) => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+/// Says how long ago a moment in RFC 3339 was; nothing for what is no moment.
+pub(crate) fn ago(moment: &str, now: i128) -> String {
+    parse_rfc3339(moment)
+        .map_or_else(String::new, |then| format!("{} ago", human_duration(now.saturating_sub(then)).to_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_read() {
+        for (text, want) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2026-11-23T01:51:42.5Z", Some(1_795_398_702_500_000_000)),
+            ("2026-11-23T02:51:42.5+01:00", Some(1_795_398_702_500_000_000)),
+            ("2000-02-29T00:00:00.000000001Z", Some(951_782_400_000_000_001)),
+            ("2000-02-29", Some(951_782_400_000_000_000)),
+            ("yesterday", None),
+            ("2000-13-01", None),
+            ("2000-01-01T00:00:00+é", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_rfc3339(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_said_as_docker_says_them() {
+        for (secs, want) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "About an hour"),
+            (7200, "2 hours"),
+            (47 * 3600, "47 hours"),
+            (49 * 3600, "2 days"),
+            (15 * 86_400, "2 weeks"),
+            (70 * 86_400, "2 months"),
+            (800 * 86_400, "2 years"),
+        ] {
+            assert_eq!(human_duration(secs * SECOND_NANOS), want, "{secs}");
+        }
+        assert_eq!(ago("1970-01-01T00:00:00Z", 0), "less than a second ago");
+    }
+}

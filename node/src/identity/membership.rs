@@ -1,0 +1,67 @@
+//! What a node keeps on disk to prove that it is a member.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use shoal_protocol::token::Role;
+use shoal_protocol::{ClusterId, WallTime, codec};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::{Credential, IdentityError, Root, random};
+
+/// The key that only managers have: it opens [`super::ClusterSecrets`]. Its `Debug` form hides it; dropping it erases it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct ManagerKey(pub(super) [u8; 32]);
+
+impl ManagerKey {
+    /// Draws a new key.
+    pub fn generate() -> Result<Self, IdentityError> {
+        random().map(Self)
+    }
+}
+
+impl fmt::Debug for ManagerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ManagerKey(…)")
+    }
+}
+
+/// A node's place in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The cluster's root certificate, PEM.
+    pub root_pem: String,
+    /// This node's credential, DER.
+    pub credential: Vec<u8>,
+    /// What the credential says of this node's role.
+    pub role: Role,
+    /// Only on managers.
+    pub manager_key: Option<ManagerKey>,
+}
+
+impl Membership {
+    /// Returns the cluster's root.
+    pub fn root(&self) -> Result<Root, IdentityError> {
+        Root::from_pem(&self.root_pem)
+    }
+
+    /// Returns the cluster.
+    pub fn cluster(&self) -> Result<ClusterId, IdentityError> {
+        self.root().map(|root| root.cluster())
+    }
+
+    /// Verifies the node's own credential.
+    pub fn verify(&self, public_key: &[u8; 32], now: WallTime) -> Result<Credential, IdentityError> {
+        Ok(self.root()?.verify(&self.credential, public_key, now)?)
+    }
+
+    /// Encodes it for the disk. A manager's form holds the manager key.
+    pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+        codec::encode(self).map(Zeroizing::new).map_err(|source| IdentityError::BadMembership { source })
+    }
+
+    /// Reads what [`Membership::to_bytes`] returned.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdentityError> {
+        codec::decode(bytes).map_err(|source| IdentityError::BadMembership { source })
+    }
+}

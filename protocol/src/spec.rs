@@ -9,6 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::token::Role;
 
+pub mod constraint;
+pub mod validate;
+
+pub use constraint::Constraint;
+pub use validate::{SpecError, validate};
+
 /// Bytes of JSON in a spec at most.
 pub const SPEC_BYTES_MAX: usize = 256 * 1024;
 
@@ -42,7 +48,7 @@ pub struct ServiceSpec {
 impl ServiceSpec {
     /// Returns the policy for rolling out changes.
     pub fn update_policy(&self) -> UpdateConfig {
-        self.update_config.clone().unwrap_or_default()
+        self.update_config.as_ref().map(UpdateConfig::normal).unwrap_or_default()
     }
 }
 
@@ -261,6 +267,20 @@ impl Default for UpdateConfig {
             monitor: 5_000_000_000,
             max_failure_ratio: 0.0,
             order: "stop-first".to_owned(),
+        }
+    }
+}
+
+impl UpdateConfig {
+    /// Returns the same policy with what was left empty filled in, as Swarm does: a monitor of 0 means 5 s.
+    pub fn normal(&self) -> Self {
+        let default = Self::default();
+        let or = |text: &str, default: String| if text.is_empty() { default } else { text.to_owned() };
+        Self {
+            failure_action: or(&self.failure_action, default.failure_action),
+            order: or(&self.order, default.order),
+            monitor: if self.monitor == 0 { default.monitor } else { self.monitor },
+            ..self.clone()
         }
     }
 }

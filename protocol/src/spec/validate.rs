@@ -1,0 +1,348 @@
+//! What makes a spec acceptable: everything in it is either acted on or refused by name, never ignored.
+//!
+//! [`check_supported`] looks at the JSON, for fields the typed view does not even have; [`validate`] looks at the values of
+//! those it has. Both run when a user writes; specs already stored are read with [`ServiceSpec::read`], because a newer
+//! version may have accepted more. Texts follow SwarmKit's `controlapi/service.go` where it has them.
+
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::constraint::Constraint;
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, UpdateConfig};
+
+/// Replicas of one service at most: what a cluster is designed to hold in all.
+pub const REPLICAS_MAX: u64 = 100_000;
+
+/// Bytes of memory that a limit or reservation has at least. Source: SwarmKit, `validateResources`.
+pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
+
+/// Billionths of a core that a limit or reservation has at least. Source: SwarmKit, `validateResources`.
+pub const NANO_CPUS_MIN: u64 = 1_000_000;
+
+/// Characters of a service's name at most: a label of DNS.
+pub const NAME_CHARS_MAX: usize = 63;
+
+/// Why a spec was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// It makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// It asks for something that this version cannot do; the text names it with its verb, such as `networks are`.
+    #[error("{0} not supported yet")]
+    Unsupported(String),
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, SpecError> {
+    Err(SpecError::Invalid(message.into()))
+}
+
+impl ServiceSpec {
+    /// Reads what a user sent and refuses what is malformed, invalid or not supported.
+    pub fn parse(json: &str) -> Result<Self, SpecError> {
+        let value = read_value(json)?;
+        check_supported(&value)?;
+        let spec: Self = typed(value)?;
+        validate(&spec)?;
+        Ok(spec)
+    }
+
+    /// Reads a stored spec, which was checked when it was written.
+    pub fn read(json: &str) -> Result<Self, SpecError> {
+        typed(read_value(json)?)
+    }
+}
+
+impl NodeSpec {
+    /// Reads what a user sent or what is stored.
+    pub fn parse(json: &str) -> Result<Self, SpecError> {
+        typed(read_value(json)?)
+    }
+}
+
+/// Returns the `TaskTemplate` inside the JSON of a service's spec, as the user sent it; `{}` if there is none.
+pub fn task_template_json(spec: &str) -> Result<String, SpecError> {
+    let value = read_value(spec)?;
+    Ok(value.get("TaskTemplate").map_or_else(|| "{}".to_owned(), Value::to_string))
+}
+
+/// Parses JSON and drops `null` members: Go's decoder reads them as absent.
+pub(super) fn read_value(json: &str) -> Result<Value, SpecError> {
+    if json.len() > SPEC_BYTES_MAX {
+        return invalid(format!("spec of {} bytes is larger than the limit of {SPEC_BYTES_MAX}", json.len()));
+    }
+    let mut value: Value =
+        serde_json::from_str(json).map_err(|error| SpecError::Invalid(format!("spec is not JSON: {error}")))?;
+    if !value.is_object() {
+        return invalid("spec is not a JSON object");
+    }
+    drop_nulls(&mut value);
+    Ok(value)
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, SpecError> {
+    serde_json::from_value(value).map_err(|error| SpecError::Invalid(format!("spec is malformed: {error}")))
+}
+
+/// Fields of `ServiceSpec` that are acted on, with all that is in them.
+const SUPPORTED: &[&str] = &[
+    "Name",
+    "Labels",
+    "TaskTemplate.ContainerSpec.Image",
+    "TaskTemplate.ContainerSpec.Labels",
+    "TaskTemplate.ContainerSpec.Command",
+    "TaskTemplate.ContainerSpec.Args",
+    "TaskTemplate.ContainerSpec.Env",
+    "TaskTemplate.ContainerSpec.Dir",
+    "TaskTemplate.ContainerSpec.User",
+    "TaskTemplate.ContainerSpec.Hostname",
+    "TaskTemplate.ContainerSpec.StopSignal",
+    "TaskTemplate.ContainerSpec.StopGracePeriod",
+    "TaskTemplate.ContainerSpec.ReadOnly",
+    "TaskTemplate.Resources.Limits.NanoCPUs",
+    "TaskTemplate.Resources.Limits.MemoryBytes",
+    "TaskTemplate.Resources.Limits.Pids",
+    "TaskTemplate.Resources.Reservations.NanoCPUs",
+    "TaskTemplate.Resources.Reservations.MemoryBytes",
+    "TaskTemplate.RestartPolicy.Condition",
+    "TaskTemplate.RestartPolicy.Delay",
+    "TaskTemplate.RestartPolicy.MaxAttempts",
+    "TaskTemplate.RestartPolicy.Window",
+    "TaskTemplate.Placement.Constraints",
+    "TaskTemplate.Placement.MaxReplicas",
+    "TaskTemplate.Placement.Platforms",
+    "TaskTemplate.ForceUpdate",
+    "Mode.Replicated.Replicas",
+    "Mode.Global",
+    "UpdateConfig.Parallelism",
+    "UpdateConfig.Delay",
+    "UpdateConfig.FailureAction",
+    "UpdateConfig.Monitor",
+    "UpdateConfig.MaxFailureRatio",
+    "UpdateConfig.Order",
+    // Compared with the defaults by `validate`.
+    "RollbackConfig.Parallelism",
+    "RollbackConfig.Delay",
+    "RollbackConfig.FailureAction",
+    "RollbackConfig.Monitor",
+    "RollbackConfig.MaxFailureRatio",
+    "RollbackConfig.Order",
+    "EndpointSpec.Mode",
+    "EndpointSpec.Ports",
+];
+
+/// Values that clients send for fields we do not act on and that ask for what we do anyway.
+const HARMLESS: &[(&str, &str)] =
+    &[("TaskTemplate.ContainerSpec.Isolation", "default"), ("TaskTemplate.Runtime", "container")];
+
+/// What people call the fields that are refused; others are named by their path.
+const NAMES: &[(&str, &str)] = &[
+    ("Networks", "networks are"),
+    ("TaskTemplate.Networks", "networks are"),
+    ("TaskTemplate.PluginSpec", "plugin services are"),
+    ("TaskTemplate.NetworkAttachmentSpec", "network attachments are"),
+    ("TaskTemplate.Runtime", "task runtimes other than 'container' are"),
+    ("TaskTemplate.LogDriver", "log drivers are"),
+    ("TaskTemplate.Placement.Preferences", "placement preferences are"),
+    ("TaskTemplate.Resources.Limits.GenericResources", "generic resources are"),
+    ("TaskTemplate.Resources.Reservations.GenericResources", "generic resources are"),
+    ("TaskTemplate.Resources.SwapBytes", "swap limits are"),
+    ("TaskTemplate.Resources.MemorySwappiness", "memory swappiness is"),
+    ("TaskTemplate.ContainerSpec.Mounts", "mounts are"),
+    ("TaskTemplate.ContainerSpec.Secrets", "secrets are"),
+    ("TaskTemplate.ContainerSpec.Configs", "configs are"),
+    ("TaskTemplate.ContainerSpec.Healthcheck", "health checks are"),
+    ("TaskTemplate.ContainerSpec.Init", "an init process in the container is"),
+    ("TaskTemplate.ContainerSpec.DNSConfig", "DNS settings are"),
+    ("TaskTemplate.ContainerSpec.Hosts", "host entries are"),
+    ("TaskTemplate.ContainerSpec.Sysctls", "sysctls are"),
+    ("TaskTemplate.ContainerSpec.CapabilityAdd", "adding capabilities is"),
+    ("TaskTemplate.ContainerSpec.CapabilityDrop", "dropping capabilities is"),
+    ("TaskTemplate.ContainerSpec.Ulimits", "ulimits are"),
+    ("TaskTemplate.ContainerSpec.Groups", "supplementary groups are"),
+    ("TaskTemplate.ContainerSpec.Privileges", "privileges are"),
+    ("TaskTemplate.ContainerSpec.Isolation", "isolation modes other than 'default' are"),
+    ("TaskTemplate.ContainerSpec.TTY", "a terminal (TTY) is"),
+    ("TaskTemplate.ContainerSpec.OpenStdin", "an open standard input is"),
+    ("TaskTemplate.ContainerSpec.OomScoreAdj", "an OOM score is"),
+];
+
+/// Refuses by name whatever in a service's JSON would have to change what shoal does but does not.
+///
+/// Empty values (`false`, `0`, `""`, `{}`, `[]`, `null`) ask for nothing and pass: clients send many of them.
+pub fn check_supported(json: &Value) -> Result<(), SpecError> {
+    for (field, name) in [("ReplicatedJob", "replicated-job"), ("GlobalJob", "global-job")] {
+        // An empty object is a whole job here, so this cannot wait for the walk below.
+        if json.get("Mode").and_then(|mode| mode.get(field)).is_some_and(|job| !job.is_null()) {
+            return Err(SpecError::Unsupported(format!("{name} is")));
+        }
+    }
+    walk("", json)
+}
+
+fn walk(path: &str, value: &Value) -> Result<(), SpecError> {
+    if SUPPORTED.contains(&path) {
+        return Ok(());
+    }
+    let leads_on = path.is_empty()
+        || SUPPORTED.iter().any(|field| field.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')));
+    if let (Value::Object(members), true) = (value, leads_on) {
+        return members.iter().try_for_each(|(name, member)| {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            walk(&path, member)
+        });
+    }
+    let harmless = HARMLESS.iter().any(|(field, harmless)| *field == path && value.as_str() == Some(harmless));
+    // What is no object where one belongs is left to the typed view, which says so.
+    if leads_on || harmless || is_empty(value) {
+        return Ok(());
+    }
+    let name = NAMES.iter().find(|(field, _)| *field == path).map(|(_, name)| (*name).to_owned());
+    Err(SpecError::Unsupported(name.unwrap_or_else(|| format!("{path} is"))))
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.values().all(is_empty),
+    }
+}
+
+/// Checks the values of a service's spec.
+pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
+    validate_name(&spec.name)?;
+    let container = &spec.task_template.container_spec;
+    if container.image.trim().is_empty() {
+        return invalid("ContainerSpec: image reference must be provided");
+    }
+    if container.image.chars().any(|char| char.is_whitespace() || char.is_control()) {
+        return invalid(format!("ContainerSpec: \"{}\" is not a valid repository/tag", container.image));
+    }
+    if container.hostname.contains("{{") || container.env.iter().any(|variable| variable.contains("{{")) {
+        return Err(SpecError::Unsupported("templates in host names and environments are".to_owned()));
+    }
+    let resources = &spec.task_template.resources;
+    for (nano_cpus, memory_bytes) in [
+        (resources.limits.nano_cpus, resources.limits.memory_bytes),
+        (resources.reservations.nano_cpus, resources.reservations.memory_bytes),
+    ] {
+        validate_resources(nano_cpus, memory_bytes)?;
+    }
+    validate_placement(spec)?;
+    validate_mode(spec)?;
+    if let Some(policy) = &spec.update_config {
+        validate_update(policy)?;
+    }
+    if spec.rollback_config.as_ref().is_some_and(|policy| policy.normal() != UpdateConfig::default()) {
+        return Err(SpecError::Unsupported("a rollback policy of its own is".to_owned()));
+    }
+    validate_endpoint(spec)
+}
+
+/// Checks that a name can be a DNS label. Underscores pass, as in SwarmKit: stacks name their services `stack_service`.
+fn validate_name(name: &str) -> Result<(), SpecError> {
+    let ends_well = |char: Option<char>| char.is_some_and(|char| char.is_ascii_alphanumeric());
+    let all_fit = name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-' || char == '_');
+    if !all_fit || !ends_well(name.chars().next()) || !ends_well(name.chars().next_back()) {
+        return invalid("name must be valid as a DNS name component");
+    }
+    if name.len() > NAME_CHARS_MAX {
+        return invalid(format!("name must be {NAME_CHARS_MAX} characters or fewer"));
+    }
+    Ok(())
+}
+
+fn validate_resources(nano_cpus: u64, memory_bytes: u64) -> Result<(), SpecError> {
+    if nano_cpus != 0 && nano_cpus < NANO_CPUS_MIN {
+        let cores = nano_cpus as f64 / 1e9;
+        return invalid(format!("invalid cpu value {cores}: Must be at least 0.001"));
+    }
+    if memory_bytes != 0 && memory_bytes < MEMORY_BYTES_MIN {
+        return invalid(format!("invalid memory value {memory_bytes}: Must be at least 4MiB"));
+    }
+    Ok(())
+}
+
+fn validate_placement(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let placement = &spec.task_template.placement;
+    if !placement.preferences.is_empty() {
+        return Err(SpecError::Unsupported("placement preferences are".to_owned()));
+    }
+    for text in &placement.constraints {
+        text.parse::<Constraint>().map_err(|error| SpecError::Invalid(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn validate_mode(spec: &ServiceSpec) -> Result<(), SpecError> {
+    if spec.mode.replicated.is_some() && spec.mode.global.is_some() {
+        return invalid("must specify only one service mode");
+    }
+    match spec.mode.replicas() {
+        Some(replicas) if replicas > REPLICAS_MAX => {
+            invalid(format!("{replicas} replicas are more than the limit of {REPLICAS_MAX}"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn validate_update(policy: &UpdateConfig) -> Result<(), SpecError> {
+    match policy.failure_action.as_str() {
+        "" | "pause" | "continue" => {}
+        "rollback" => return Err(SpecError::Unsupported("the update failure action 'rollback' is".to_owned())),
+        other => return invalid(format!("unrecognized update failure action {other}")),
+    }
+    match policy.order.as_str() {
+        "" | "stop-first" | "start-first" => {}
+        other => return invalid(format!("unrecognized update order {other}")),
+    }
+    if !(0.0..=1.0).contains(&policy.max_failure_ratio) {
+        return invalid("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1");
+    }
+    Ok(())
+}
+
+fn validate_endpoint(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let endpoint = &spec.endpoint_spec;
+    if !["", "vip", "dnsrr"].contains(&endpoint.mode.as_str()) {
+        return invalid(format!("unrecognized endpoint mode {}", endpoint.mode));
+    }
+    let mut published = BTreeSet::new();
+    for port in &endpoint.ports {
+        match port.protocol.as_str() {
+            "" | "tcp" => {}
+            other @ ("udp" | "sctp") => return Err(SpecError::Unsupported(format!("{other} ports are"))),
+            other => return invalid(format!("unrecognized port protocol {other}")),
+        }
+        if port.target_port == 0 {
+            return invalid("EndpointSpec: target port must be provided");
+        }
+        if endpoint.mode == "dnsrr" && port.publish_mode == PublishMode::Ingress {
+            return invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode");
+        }
+        if port.published_port != 0 && !published.insert(port.published_port) {
+            return invalid("EndpointSpec: duplicate published ports provided");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

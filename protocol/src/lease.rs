@@ -104,7 +104,7 @@ impl VoterSet {
     pub fn is_valid(&self) -> bool {
         let list_is_valid = |list: &[NodeId]| list.len() <= VOTERS_MAX && list.is_sorted_by(|a, b| a < b);
         let has_previous = !self.previous.is_empty();
-        self.version > 0
+        (1..u64::MAX).contains(&self.version)
             && !self.members.is_empty()
             && list_is_valid(&self.members)
             && list_is_valid(&self.previous)

@@ -90,7 +90,7 @@ impl Leases {
     }
 
     fn start_ballot(&mut self, value: VoterSet, began: Time, now: Time) {
-        self.change.round += 1;
+        self.change.round = self.change.round.saturating_add(1);
         let ballot = Ballot { round: self.change.round, node: self.me };
         let phase = Phase::Preparing(BTreeMap::new());
         self.change.proposal = Some(Proposal { ballot, value, phase, began, retry_at: now + BALLOT_TIMEOUT });

@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use shoal_protocol::lease::{LeaseId, LeaseMessage, VoterSet};
 use shoal_protocol::{NodeId, Time};
 
+use crate::lease::rank::favourite;
 use crate::lease::{Action, Durable, Event, Faults, Leases, desired_voters};
 
 /// Simulated milliseconds from one look at the cluster to the next.
@@ -27,6 +28,24 @@ pub(super) struct Counts {
     pub dropped: usize,
     pub voter_changes: usize,
     pub failed_writes: usize,
+}
+
+impl Counts {
+    fn numbers(&mut self) -> [&mut usize; 8] {
+        let Self { acquired, lost, crashes, stalls, cuts, dropped, voter_changes, failed_writes } = self;
+        [acquired, lost, crashes, stalls, cuts, dropped, voter_changes, failed_writes]
+    }
+
+    pub fn add(&mut self, other: &Counts) {
+        for (total, number) in self.numbers().into_iter().zip(other.clone().numbers()) {
+            *total += *number;
+        }
+    }
+
+    /// Whether each of these happened at least once.
+    pub fn is_complete(&self) -> bool {
+        self.clone().numbers().into_iter().all(|number| *number > 0)
+    }
 }
 
 pub(super) struct Node {
@@ -168,9 +187,6 @@ impl Cluster {
 
     fn perform(&mut self, index: usize, action: Action) -> Result<(), Violation> {
         let real = self.real;
-        if std::env::var("TRACE").is_ok() {
-            eprintln!("{real} {index} {action:?}");
-        }
         match action {
             Action::Send { to, message } => self.send(index, to, message),
             Action::Persist { token, durable } => {
@@ -413,6 +429,20 @@ pub(super) fn chaos(seed: u64, faults: Faults) -> Result<Counts, Violation> {
 }
 
 impl Cluster {
+    /// Whether every lease is held by the node that should have it.
+    pub fn is_balanced(&self) -> bool {
+        LeaseId::all().all(|lease| {
+            let wanted = favourite(lease, self.nodes.iter().map(|node| node.id));
+            self.holders(lease).first().map(|(holder, _)| *holder) == wanted
+        })
+    }
+
+    /// Returns the node that holds most leases.
+    pub fn busiest(&self) -> usize {
+        let count = |node: &Node| LeaseId::all().filter(|&lease| self.holders(lease)[0].0 == node.id).count();
+        (0..self.nodes.len()).max_by_key(|&index| count(&self.nodes[index])).expect("a cluster has nodes")
+    }
+
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {

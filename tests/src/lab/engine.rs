@@ -1,13 +1,14 @@
 //! Docker Engines for the nodes of a laboratory: one in each node's namespace, or one that all share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Driver, Lab, Layout, Node, network, repository};
+use super::{Driver, Lab, Layout, Node, network, process, repository};
 use crate::shoal;
 
 /// How long starting or stopping an engine may take.
@@ -25,7 +26,7 @@ pub(super) fn up(lab: &Lab) -> Result<()> {
 pub(super) fn down(lab: &Lab) -> Result<()> {
     if has_own(lab) {
         for node in lab.nodes() {
-            script(&["stop", &directory(node)])?;
+            script(&["down", &directory(node)])?;
         }
     }
     Ok(())
@@ -36,7 +37,7 @@ pub(super) fn start(node: Node<'_>) -> Result<()> {
     if !has_own(node.lab) || docker(node, &["version"]).is_ok() {
         return Ok(());
     }
-    script(&["start", &network::namespace(node.index), &directory(node)])
+    script(&["up", &directory(node), "--netns", &network::namespace(node.index)])
 }
 
 /// Returns where a node finds its engine.
@@ -49,15 +50,21 @@ pub(super) fn docker_host(node: Node<'_>) -> Option<String> {
     }
 }
 
-/// Returns all processes of a node's own engine, containers included.
+/// Returns the processes whose death is that of a node's own engine with all its containers: the one that holds its
+/// namespaces, and the first one inside.
 pub(super) fn processes(node: Node<'_>) -> BTreeSet<i32> {
     if !has_own(node.lab) {
         return BTreeSet::new();
     }
-    let mut command = Command::new(repository().join("scripts/engine"));
-    command.args(["pids", &directory(node)]);
-    let output = shoal::run(command, ENGINE_WAIT).and_then(shoal::Output::success).unwrap_or_default();
-    output.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let text = fs::read_to_string(PathBuf::from(directory(node)).join("engine.pid")).unwrap_or_default();
+    let Some(holder) = text.split_whitespace().next().and_then(|pid| pid.parse::<i32>().ok()) else {
+        return BTreeSet::new();
+    };
+    if !process::arguments(holder).iter().any(|argument| argument == "--kill-child") {
+        return BTreeSet::new();
+    }
+    let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([holder]).collect()
 }
 
 /// Returns the tasks whose containers run, with their first process, as the engine tells.
@@ -84,7 +91,7 @@ fn docker(node: Node<'_>, args: &[&str]) -> Result<String> {
     shoal::run(command, DOCKER_WAIT)?.success().with_context(|| format!("docker {}", args.join(" ")))
 }
 
-fn has_own(lab: &Lab) -> bool {
+pub(super) fn has_own(lab: &Lab) -> bool {
     lab.config.driver == Driver::Docker && lab.config.layout == Layout::Namespaces
 }
 

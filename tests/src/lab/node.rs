@@ -216,8 +216,11 @@ impl Node<'_> {
         let data_dir = self.data_dir();
         let processes = || {
             let mut pids = process::of_data_dir(&data_dir);
-            pids.extend(self.tasks().into_values().flatten());
-            pids.extend(engine::processes(self));
+            if engine::has_own(self.lab) {
+                pids.extend(engine::processes(self));
+            } else {
+                pids.extend(self.tasks().into_values().flatten());
+            }
             pids
         };
         let held = process::hold(processes());

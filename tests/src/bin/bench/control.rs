@@ -29,18 +29,21 @@ const LS_ROUNDS: usize = 50;
 /// Tasks in the cluster while listing.
 const LS_TASKS: usize = 1000;
 
-/// Measures the pure scheduler by its example, whose last line is a number of placements a second.
+/// Measures the pure scheduler by its example, which ends each line with so many `a second`.
 pub(crate) fn placement(printer: &Printer) -> Result<()> {
     let mut command = Command::new("cargo");
     let profile = std::env::var("SHOAL_BENCH_PROFILE").unwrap_or_else(|_| "fast".to_owned());
     command.current_dir(repository()).args(["run", "--quiet", "--profile", &profile]);
     command.args(["--package", "shoal-control", "--example", "placement"]);
     let printed = shoal::run(command, EXAMPLE_WAIT)?.success()?;
-    let last = printed.lines().last().context("the example printed nothing")?;
-    let numbers = last.split(|c: char| !c.is_ascii_digit() && c != '.').filter_map(|word| word.parse::<f64>().ok());
-    let value = numbers.fold(0.0, f64::max);
-    ensure!(value > 0.0, "the example printed no number: {last}");
-    printer.figure("placement", value, "per s", 1);
+    let mut figures = 0;
+    for line in printed.lines() {
+        let Some(value) = line.strip_suffix(" a second").and_then(|line| line.rsplit(' ').next()) else { continue };
+        let what = line.split(':').next().unwrap_or_default().replace(' ', "-");
+        printer.figure(&format!("placement-{what}"), value.parse().with_context(|| line.to_owned())?, "per s", 1);
+        figures += 1;
+    }
+    ensure!(figures > 0, "the example printed no figure: {printed}");
     Ok(())
 }
 

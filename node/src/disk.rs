@@ -4,7 +4,9 @@
 //! batch when that is done. A write that failed leaves the store as it was; the database is then opened anew with the next
 //! batch, so a disk that had no space left works again as soon as it has some.
 //!
-//! A damaged store is never altered: see [`backend`].
+//! A damaged store is never altered: see [`backend`]. One kind of damage cannot be told from a crash, as it would take a
+//! second fsync for each write: when the process was killed and exactly what it wrote last is damaged as well, the store
+//! opens as it was before that write.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -147,9 +149,12 @@ pub struct Disk {
     jobs: mpsc::Sender<Job>,
 }
 
+/// Where the result of a write goes.
+type Done = oneshot::Sender<Result<(), DiskError>>;
+
 #[derive(Debug)]
 enum Job {
-    Write(Box<Batch>, oneshot::Sender<Result<(), DiskError>>),
+    Write(Box<Batch>, Done),
     Close(oneshot::Sender<()>),
 }
 
@@ -223,7 +228,7 @@ impl Writer {
         }
     }
 
-    fn answer(&mut self, batches: Vec<(Box<Batch>, oneshot::Sender<Result<(), DiskError>>)>) {
+    fn answer(&mut self, batches: Vec<(Box<Batch>, Done)>) {
         let together = self.write(batches.iter().map(|(batch, _)| &**batch));
         let alone = matches!(together, Err(DiskError::Unfit { .. })) && batches.len() > 1;
         for (batch, done) in batches {

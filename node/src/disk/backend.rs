@@ -5,6 +5,7 @@
 //! would have been, barriers included, so a crash in between is no different from one during the repair itself.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -126,10 +127,7 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let rehearse = |rehearsal: &mut Rehearsal, _: &File| {
-            rehearsal.set_len(len);
-            Ok(())
-        };
+        let rehearse = |rehearsal: &mut Rehearsal, file: &File| rehearsal.set_len(file, len);
         self.inner().change(|file| file.set_len(len), rehearse)
     }
 
@@ -163,14 +161,7 @@ impl Rehearsal {
 
     fn write(&mut self, file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
         for_each_page(offset, data.len(), |page, in_page, in_data| {
-            if !self.pages.contains_key(&page) {
-                let mut bytes = vec![0; PAGE_BYTES as usize];
-                read_or_zeros(file, page * PAGE_BYTES, &mut bytes)?;
-                self.pages.insert(page, bytes);
-            }
-            if let Some(bytes) = self.pages.get_mut(&page) {
-                bytes[in_page].copy_from_slice(&data[in_data]);
-            }
+            self.page(file, page)?[in_page].copy_from_slice(&data[in_data]);
             Ok(())
         })?;
         self.len = self.len.max(offset + data.len() as u64);
@@ -178,18 +169,27 @@ impl Rehearsal {
         Ok(())
     }
 
-    fn set_len(&mut self, len: u64) {
+    fn set_len(&mut self, file: &File, len: u64) -> io::Result<()> {
         // What is cut off reads as zeros if the file grows again.
         for page in len / PAGE_BYTES..self.len.div_ceil(PAGE_BYTES) {
             let keep = len.saturating_sub(page * PAGE_BYTES) as usize;
-            if keep == 0 {
-                self.pages.insert(page, vec![0; PAGE_BYTES as usize]);
-            } else if let Some(bytes) = self.pages.get_mut(&page) {
-                bytes[keep..].fill(0);
-            }
+            self.page(file, page)?[keep..].fill(0);
         }
         self.len = len;
         self.script.push(Step::SetLen(len));
+        Ok(())
+    }
+
+    /// Returns a page as it would be, to be changed.
+    fn page(&mut self, file: &File, page: u64) -> io::Result<&mut [u8]> {
+        match self.pages.entry(page) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let mut bytes = vec![0; PAGE_BYTES as usize];
+                read_or_zeros(file, page * PAGE_BYTES, &mut bytes)?;
+                Ok(entry.insert(bytes))
+            }
+        }
     }
 }
 

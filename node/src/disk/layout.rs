@@ -18,6 +18,11 @@ const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("re
 const THINGS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("things");
 const SETTINGS: TableDefinition<'static, &str, &str> = TableDefinition::new("settings");
 
+/// What follows the key in a row of its base.
+const BASE: u8 = 0;
+/// What follows the key in the rows of its overlay, before the hash of each.
+const OVERLAY: u8 = 1;
+
 const LAYOUT: &str = "layout";
 const INCARNATION: &str = "incarnation";
 const IDENTITY: &str = "identity";
@@ -128,8 +133,8 @@ fn apply(transaction: &WriteTransaction, batch: &Batch) -> Result<(), LayoutErro
         }
     }
     for key in &batch.removed {
-        let prefix = key.canonical();
-        rows.retain_in(prefix.as_slice().., |row, _| !row.starts_with(&prefix))?;
+        let (first, end) = (key.canonical(), [key.canonical(), vec![OVERLAY + 1]].concat());
+        rows.retain_in(first.as_slice()..end.as_slice(), |_, _| false)?;
     }
     for record in batch.records.iter().filter(|record| record.key.is_durable()) {
         insert(&mut rows, record)?;
@@ -170,9 +175,9 @@ fn insert(rows: &mut Table<'_, &[u8], &[u8]>, record: &Record) -> Result<(), Lay
 fn row_key(record: &Record) -> Vec<u8> {
     let mut row = record.key.canonical();
     match record.layer {
-        Layer::Base => row.push(0),
+        Layer::Base => row.push(BASE),
         Layer::Overlay { .. } => {
-            row.push(1);
+            row.push(OVERLAY);
             row.extend(record.hash().to_be_bytes());
         }
     }
@@ -198,7 +203,7 @@ pub(super) fn set_version(database: &Database, version: u32) {
 pub(super) fn set_row(database: &Database, key: &shoal_protocol::Key, bytes: &[u8]) {
     let transaction = database.begin_write().unwrap();
     let mut row = key.canonical();
-    row.push(0);
+    row.push(BASE);
     transaction.open_table(RECORDS).unwrap().insert(row.as_slice(), bytes).unwrap();
     transaction.commit().unwrap();
 }

@@ -170,13 +170,13 @@ async fn half_a_creation_is_begun_anew() {
     assert_eq!(reopened(dir.path(), Vec::new()).await.incarnation, 2);
 }
 
-/// Opens a store that must be refused, and checks that this leaves it as it is and takes less than a second.
+/// Opens a store that must be refused, and checks that this leaves it as it is and takes no longer than a start may.
 fn refused(dir: &Path) -> DiskError {
     let path = dir.join(STORE_FILE);
     let before = std::fs::read(&path).unwrap();
     let began = Instant::now();
     let error = open(dir).unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(5));
     assert!(std::fs::read(&path).unwrap() == before, "a refused store was altered");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     error
@@ -214,23 +214,19 @@ async fn a_damaged_store_is_refused_and_left_alone() {
     assert_eq!(open(dir.path()).unwrap().1.records.len(), 50);
 }
 
-/// Wherever a byte is damaged, the store is either refused untouched or, where nothing was stored, complete.
-#[tokio::test]
-async fn no_damaged_byte_goes_unnoticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let records = filled(dir.path()).await;
-    let path = dir.path().join(STORE_FILE);
-    let good = std::fs::read(&path).unwrap();
+/// Damages single bytes all over the store in `dir`: each time it is either refused untouched or holds one of `allowed`.
+async fn damage_everywhere(dir: &Path, good: &[u8], allowed: &[&[Record]]) {
+    let path = dir.join(STORE_FILE);
     let header = (0..400).step_by(7);
     let pages = (400..good.len()).step_by(good.len() / 150 + 1);
     let mut refusals = 0;
     for at in header.chain(pages) {
-        let mut bad = good.clone();
+        let mut bad = good.to_vec();
         bad[at] ^= 0x55;
         std::fs::write(&path, &bad).unwrap();
-        match open(dir.path()) {
+        match open(dir) {
             Ok((disk, loaded)) => {
-                assert_eq!(loaded.records, records, "byte {at}");
+                assert!(allowed.contains(&&*loaded.records), "byte {at}: {} records", loaded.records.len());
                 disk.close().await;
             }
             Err(DiskError::Corrupt { .. }) => {
@@ -241,6 +237,30 @@ async fn no_damaged_byte_goes_unnoticed() {
         }
     }
     assert!(refusals > 20, "{refusals} refusals");
+}
+
+#[tokio::test]
+async fn no_damaged_byte_goes_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = filled(dir.path()).await;
+    let good = std::fs::read(dir.path().join(STORE_FILE)).unwrap();
+    damage_everywhere(dir.path(), &good, &[&records]).await;
+}
+
+/// The same where the process was killed. The very last write may then be missing: it looks as if it had been cut off
+/// before it was acknowledged. Nothing before it ever is.
+#[tokio::test]
+async fn no_damaged_byte_goes_unnoticed_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut records = filled(dir.path()).await;
+    let (disk, _) = open(dir.path()).unwrap();
+    for service in 1000..1003 {
+        records.push(record(service, 1, b"late"));
+        disk.write(storing(records[records.len() - 1..].to_vec())).await.unwrap();
+    }
+    let crashed = std::fs::read(dir.path().join(STORE_FILE)).unwrap();
+    disk.close().await;
+    damage_everywhere(dir.path(), &crashed, &[&records, &records[..records.len() - 1]]).await;
 }
 
 #[tokio::test]
@@ -374,13 +394,32 @@ fn fill(path: &Path) {
     }
 }
 
+/// Wherever on the first start space ends, the next start with more space works.
 #[test]
-fn a_full_disk_is_told_on_the_first_start_and_leaves_no_half_store() {
-    let dir = tempfile::tempdir().unwrap();
-    on_a_small_disk(dir.path(), 64 << 10, || {
-        let error = open(dir.path()).unwrap_err();
-        assert!(matches!(error, DiskError::Full { .. }), "{error:?}");
-        assert!(!dir.path().join(STORE_FILE).exists());
-        assert!(!dir.path().join(NEW_FILE).exists());
-    });
+fn a_disk_full_on_the_first_start_leaves_no_half_store() {
+    let mut refusals = 0;
+    for kilobytes in (4..80).step_by(4) {
+        let dir = tempfile::tempdir().unwrap();
+        on_a_small_disk(dir.path(), kilobytes << 10, || {
+            match open(dir.path()) {
+                Ok(_) => {}
+                Err(DiskError::Full { .. }) => refusals += 1,
+                Err(error) => panic!("{kilobytes} KiB: {error:?}"),
+            }
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount_remount(dir.path(), flags, c"size=16m").unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let opened_within = Instant::now() + Duration::from_secs(5);
+            let (disk, _) = loop {
+                match open(dir.path()) {
+                    // The thread of a store that could be opened needs a moment to let go of it.
+                    Err(DiskError::Locked { .. }) if Instant::now() < opened_within => std::thread::yield_now(),
+                    opened => break opened.unwrap(),
+                }
+            };
+            runtime.block_on(disk.write(storing(vec![record(1, 1, b"one")]))).unwrap();
+            runtime.block_on(disk.close());
+        });
+    }
+    assert!(refusals > 0, "there was always enough space");
 }

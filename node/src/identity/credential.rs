@@ -65,6 +65,8 @@ pub enum CredentialError {
 pub struct Credential {
     /// Its bearer.
     pub node: NodeId,
+    /// Of which cluster.
+    pub cluster: ClusterId,
     /// What the bearer may do.
     pub role: Role,
     /// When it ends.
@@ -192,7 +194,7 @@ impl Root {
         match now {
             _ if now < starts => Err(CredentialError::NotYetValid(starts)),
             _ if now >= expires => Err(CredentialError::Expired(expires)),
-            _ => Ok(Credential { node, role, expires }),
+            _ => Ok(Credential { node, cluster: self.cluster(), role, expires }),
         }
     }
 }
@@ -233,7 +235,7 @@ fn params(now: WallTime, lifetime: Duration) -> Result<CertificateParams, Identi
 /// Parses one whole certificate; bytes after its end are refused.
 fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Some(certificate),
+        Ok(([], certificate)) => Some(certificate),
         _ => None,
     }
 }

@@ -1,1 +1,244 @@
-//! scheduler
+//! Which node runs a task: filters that explain, a ranking that spreads, and the account of what nodes have left.
+//!
+//! A decision from a snapshot: it knows services, templates and nodes, but neither slots nor leases. Other holders may place
+//! at the same time from the same numbers, so the node counts again before it accepts. Equal input gives equal choices: ties
+//! go to the lowest identifier.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_protocol::spec::{Availability, Constraint, Platform, PortConfig, PublishMode, Reservations, TaskTemplate};
+use shoal_protocol::token::Role;
+use shoal_protocol::{NodeId, ServiceId};
+
+mod filter;
+mod rank;
+
+pub use filter::{Filter, Refusals};
+
+/// The nodes of the cluster and what is taken of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Every member that was not removed, whatever its health.
+    pub nodes: BTreeMap<NodeId, Node>,
+}
+
+/// A node as the scheduler sees it. The default is a ready, active worker that has nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Manager or worker.
+    pub role: Role,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+    /// Whether it is alive and has said what it is: takes new tasks.
+    pub ready: bool,
+    /// Whether it is suspected: takes tasks only if no other node fits.
+    pub suspect: bool,
+    /// Whether it was found dead or left: its tasks are replaced. Neither ready nor failed (it restarts, or was not heard yet)
+    /// means that its tasks are kept and it gets no new ones.
+    pub failed: bool,
+    /// Host name.
+    pub hostname: String,
+    /// Such as `linux`.
+    pub os: String,
+    /// Such as `x86_64`.
+    pub architecture: String,
+    /// Labels that operators gave it.
+    pub labels: BTreeMap<String, String>,
+    /// Labels that its daemon was started with.
+    pub engine_labels: BTreeMap<String, String>,
+    /// Billionths of a core that it has.
+    pub nano_cpus: u64,
+    /// Bytes of memory that it has.
+    pub memory_bytes: u64,
+    /// What tasks take of it.
+    pub usage: Usage,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            role: Role::Worker,
+            availability: Availability::Active,
+            ready: true,
+            suspect: false,
+            failed: false,
+            hostname: String::new(),
+            os: String::new(),
+            architecture: String::new(),
+            labels: BTreeMap::new(),
+            engine_labels: BTreeMap::new(),
+            nano_cpus: 0,
+            memory_bytes: 0,
+            usage: Usage::default(),
+        }
+    }
+}
+
+/// What tasks take of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Billionths of a core that are reserved.
+    pub nano_cpus: u64,
+    /// Bytes of memory that are reserved.
+    pub memory_bytes: u64,
+    /// All tasks.
+    pub tasks: u64,
+    /// Tasks of each service that has any.
+    pub services: BTreeMap<ServiceId, u64>,
+    /// Ports published on the node itself, with how many tasks claim them. Every protocol that is supported is TCP.
+    pub host_ports: BTreeMap<u16, u64>,
+}
+
+impl Cluster {
+    /// Counts a task on a node. A node that is not listed has no account, and nothing happens.
+    pub fn occupy(&mut self, node: NodeId, service: ServiceId, reservations: &Reservations, ports: &[PortConfig]) {
+        let Some(Node { usage, .. }) = self.nodes.get_mut(&node) else { return };
+        usage.nano_cpus = usage.nano_cpus.saturating_add(reservations.nano_cpus);
+        usage.memory_bytes = usage.memory_bytes.saturating_add(reservations.memory_bytes);
+        usage.tasks += 1;
+        *usage.services.entry(service).or_default() += 1;
+        for port in host_ports(ports) {
+            *usage.host_ports.entry(port).or_default() += 1;
+        }
+    }
+
+    /// Takes a task that [`Cluster::occupy`] counted with the same arguments off a node's account.
+    pub fn vacate(&mut self, node: NodeId, service: ServiceId, reservations: &Reservations, ports: &[PortConfig]) {
+        let Some(Node { usage, .. }) = self.nodes.get_mut(&node) else { return };
+        usage.nano_cpus = usage.nano_cpus.saturating_sub(reservations.nano_cpus);
+        usage.memory_bytes = usage.memory_bytes.saturating_sub(reservations.memory_bytes);
+        usage.tasks = usage.tasks.saturating_sub(1);
+        count_down(&mut usage.services, service);
+        for port in host_ports(ports) {
+            count_down(&mut usage.host_ports, port);
+        }
+    }
+}
+
+fn count_down<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
+}
+
+/// Returns the ports that a task takes on its node alone; the node finds a free one itself for those that name none.
+fn host_ports(ports: &[PortConfig]) -> impl Iterator<Item = u16> {
+    ports
+        .iter()
+        .filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0)
+        .map(|port| port.published_port)
+}
+
+/// What is to be placed, its constraints parsed once.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The service whose task it is.
+    pub service: ServiceId,
+    /// What is set aside for the task.
+    pub reservations: Reservations,
+    /// The service's published ports.
+    pub ports: &'a [PortConfig],
+    /// All of which must hold; `None` if one could not be read, which no node satisfies.
+    pub constraints: Option<Vec<Constraint>>,
+    /// Any of which must fit; empty fits everywhere.
+    pub platforms: &'a [Platform],
+    /// Tasks of the service on one node at most; 0 is no limit.
+    pub max_replicas: u64,
+    /// Nodes that are taken only if no other fits: they rejected or failed tasks of the service lately.
+    pub avoid: BTreeSet<NodeId>,
+}
+
+impl<'a> Request<'a> {
+    /// Returns the request of a service's template. An expression that is no constraint was refused when the spec was
+    /// written; one that turns up here comes from a newer version, and placing in spite of it would break a promise.
+    pub fn new(service: ServiceId, template: &'a TaskTemplate, ports: &'a [PortConfig]) -> Self {
+        Self {
+            service,
+            reservations: template.resources.reservations.clone(),
+            ports,
+            constraints: template.placement.constraints.iter().map(|text| text.parse().ok()).collect(),
+            platforms: &template.placement.platforms,
+            max_replicas: template.placement.max_replicas,
+            avoid: BTreeSet::new(),
+        }
+    }
+
+    /// Returns whether the node is one that the service wants, whatever its health, availability and load.
+    pub fn is_wanted_on(&self, id: NodeId, node: &Node) -> bool {
+        filter::suits(self, id, node).is_none()
+    }
+
+    /// Returns why the node may not have the task now, or `None` if it may.
+    pub fn refusal(&self, id: NodeId, node: &Node) -> Option<Filter> {
+        filter::refusal(self, id, node)
+    }
+}
+
+/// Chooses the node for one task, or tells how many nodes each filter refused. Nothing is counted.
+pub fn place(request: &Request<'_>, cluster: &Cluster) -> Result<NodeId, Refusals> {
+    let mut refusals = Refusals::default();
+    let mut best = None;
+    for (&id, node) in &cluster.nodes {
+        match filter::refusal(request, id, node) {
+            Some(filter) => refusals.count(filter),
+            None => {
+                let rank = rank::rank(request, id, node);
+                if best.is_none_or(|best| rank < best) {
+                    best = Some(rank);
+                }
+            }
+        }
+    }
+    best.map(|rank| rank.id).ok_or(refusals)
+}
+
+/// Places `count` tasks and counts each where it was placed. Once one is refused all that follow are, for the same reasons.
+pub fn place_many(request: &Request<'_>, count: usize, cluster: &mut Cluster) -> Vec<Result<NodeId, Refusals>> {
+    let mut placer = Placer::new(request, cluster);
+    (0..count).map(|_| placer.place(request, cluster)).collect()
+}
+
+/// Places tasks of one request one after another without looking at every node each time.
+///
+/// Holds the fitting nodes in the order of their rank. It stays right as long as nobody else changes the cluster.
+#[derive(Debug, Clone)]
+pub struct Placer {
+    fitting: BTreeSet<rank::Rank>,
+    refusals: Refusals,
+}
+
+impl Placer {
+    /// Filters and ranks all nodes.
+    pub fn new(request: &Request<'_>, cluster: &Cluster) -> Self {
+        let mut placer = Self { fitting: BTreeSet::new(), refusals: Refusals::default() };
+        for (&id, node) in &cluster.nodes {
+            placer.offer(request, id, node);
+        }
+        placer
+    }
+
+    /// Chooses the node for the next task and counts it there.
+    pub fn place(&mut self, request: &Request<'_>, cluster: &mut Cluster) -> Result<NodeId, Refusals> {
+        let id = self.fitting.pop_first().ok_or_else(|| self.refusals.clone())?.id;
+        cluster.occupy(id, request.service, &request.reservations, request.ports);
+        if let Some(node) = cluster.nodes.get(&id) {
+            self.offer(request, id, node);
+        }
+        Ok(id)
+    }
+
+    fn offer(&mut self, request: &Request<'_>, id: NodeId, node: &Node) {
+        match filter::refusal(request, id, node) {
+            Some(filter) => self.refusals.count(filter),
+            None => {
+                self.fitting.insert(rank::rank(request, id, node));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,21 @@
 //! The docker driver against a real engine: the suite of all drivers, and what is particular to an engine that is shared.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use shoal_control::task::plan::container_plan;
-use shoal_control::task::{ContainerPlan, FoundState, NodeIdentity, Wanted};
+use shoal_control::task::{ContainerPlan, DriverCall, DriverReport, FoundState, NodeIdentity, Wanted};
+use shoal_node::agent::Agent;
 use shoal_node::driver::conformance::{self, TestImage, test_node};
 use shoal_node::driver::docker::{DockerConfig, DockerDriver};
 use shoal_node::driver::{Driver, DriverError};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{ContainerSpec, PortConfig, PublishMode, TaskTemplate};
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState};
+use tokio::sync::mpsc;
 
 const CALL_MAX: Duration = Duration::from_secs(60);
 
@@ -26,12 +30,12 @@ fn engine_host() -> anyhow::Result<String> {
 }
 
 async fn connect(node: &NodeIdentity) -> anyhow::Result<DockerDriver> {
-    let config = DockerConfig {
-        host: Some(engine_host()?),
-        node: node.id,
-        cluster: Some(node.cluster),
-        hostname: node.hostname.clone(),
-    };
+    connect_to(engine_host()?, node).await
+}
+
+async fn connect_to(host: String, node: &NodeIdentity) -> anyhow::Result<DockerDriver> {
+    let config =
+        DockerConfig { host: Some(host), node: node.id, cluster: Some(node.cluster), hostname: node.hostname.clone() };
     Ok(DockerDriver::connect(config).await?)
 }
 
@@ -130,5 +134,65 @@ async fn an_engine_that_is_not_there_is_an_error() -> anyhow::Result<()> {
     let config = DockerConfig { host: Some(host.clone()), node: NodeId(1), cluster: None, hostname: "test".to_owned() };
     let error = DockerDriver::connect(config).await.err().context("connected to nothing")?;
     ensure!(error.to_string().contains(&host), "{error}");
+    Ok(())
+}
+
+/// An engine that this test alone uses.
+struct Engine {
+    dir: tempfile::TempDir,
+}
+
+impl Engine {
+    fn up() -> anyhow::Result<Self> {
+        let engine = Self { dir: tempfile::tempdir()? };
+        engine.command("up", &[])?;
+        Ok(engine)
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}/docker.sock", self.dir.path().display())
+    }
+
+    fn command(&self, command: &str, options: &[&str]) -> anyhow::Result<()> {
+        let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/engine");
+        let output = Command::new(script).arg(command).arg(self.dir.path()).args(options).output()?;
+        ensure!(output.status.success(), "engine {command}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.command("down", &[]) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
+    let engine = Engine::up()?;
+    let (node, image) = (test_node(), TestImage::build()?);
+    let driver = Arc::new(connect_to(engine.host(), &node).await?);
+    driver.load_image(&mut &image.archive[..]).await?;
+    let plan = plan(&node, &image, 1, 0);
+    let task = plan.task;
+
+    let (sender, mut reports) = mpsc::channel(8);
+    let agent = Agent::spawn(driver, sender);
+    agent.call(task, DriverCall::Prepare(Box::new(plan)));
+    agent.call(task, DriverCall::Start(task));
+    let mut next = async || anyhow::Ok(tokio::time::timeout(CALL_MAX, reports.recv()).await?.context("no report")?.1);
+    ensure!(matches!(next().await?, DriverReport::Prepared { .. }));
+    ensure!(matches!(next().await?, DriverReport::Started(_)));
+
+    engine.command("down", &["--keep"])?;
+    engine.command("up", &[])?;
+    let report = next().await?;
+    ensure!(matches!(report, DriverReport::Exited { .. }), "{report:?}");
+    agent.call(task, DriverCall::Stop { task, grace: Duration::from_secs(1) });
+    agent.call(task, DriverCall::Remove(task));
+    ensure!(next().await? == DriverReport::Stopped);
+    ensure!(next().await? == DriverReport::Removed);
     Ok(())
 }

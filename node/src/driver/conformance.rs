@@ -54,7 +54,8 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.output().await.context("output")?;
     suite.environment().await.context("environment")?;
     suite.limits().await.context("limits")?;
-    suite.leftovers().await.context("what is left")
+    suite.leftovers().await.context("what is left")?;
+    suite.removing_images().await.context("removing images")
 }
 
 /// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there.
@@ -90,6 +91,18 @@ impl Suite<'_> {
         let digits = image.id.strip_prefix("sha256:").unwrap_or_default();
         ensure!(digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{}", image.id);
         ensure!(image.size > 0);
+        Ok(())
+    }
+
+    /// Removes an image of its own: others may be using the suite's.
+    async fn removing_images(&self) -> anyhow::Result<()> {
+        let image = TestImage::from_layer(&format!("shoal-test/removed:{:x}", fresh_id()), &[0; 1024])?;
+        within(self.driver.load_image(&mut &image.archive[..])).await?;
+        within(self.driver.remove_image(&image.reference)).await?;
+        let images = within(self.driver.images()).await?;
+        ensure!(!images.iter().any(|listed| listed.tags.contains(&image.reference)), "a removed image is listed");
+        let again = within(self.driver.remove_image(&image.reference)).await;
+        ensure!(matches!(again, Err(DriverError::NoSuchImage { .. })), "removing it again: {again:?}");
         Ok(())
     }
 

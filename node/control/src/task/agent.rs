@@ -207,6 +207,12 @@ impl Agent {
         self.tasks.iter().filter(|(_, entry)| entry.wanted.is_some()).map(|(task, entry)| (*task, &entry.life.status))
     }
 
+    /// Returns whether no task and no container of this node is left: what a node that leaves waits for after it was told that
+    /// nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.listed && self.tasks.is_empty()
+    }
+
     fn advance_all(&mut self, now: Now) {
         let tasks: Vec<TaskId> = self.tasks.keys().copied().collect();
         for task in tasks {

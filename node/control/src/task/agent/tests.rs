@@ -133,7 +133,7 @@ fn a_task_runs_and_is_removed() {
     set(&mut agent, &[], at(3));
     let actions = oblige(&mut agent, at(3));
     assert_eq!(actions, [AgentAction::Forget(TaskId(1)), AgentAction::Call(TaskId(1), DriverCall::Remove(TaskId(1)))]);
-    assert!(agent.tasks.is_empty());
+    assert!(agent.is_empty());
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn what_nobody_wants_is_removed_only_after_a_manager_was_heard() {
             &DriverCall::Remove(TaskId(1)),
         ]
     );
-    assert!(states(&actions).is_empty() && agent.tasks.is_empty());
+    assert!(states(&actions).is_empty() && agent.is_empty());
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn a_failed_removal_is_due_again() {
     assert_eq!(drain(&mut agent), []);
     agent.handle_timeout(at(3));
     assert_eq!(calls(&oblige(&mut agent, at(3))), [&DriverCall::Remove(TaskId(1))]);
-    assert!(agent.tasks.is_empty());
+    assert!(agent.is_empty());
 }
 
 #[test]
@@ -543,6 +543,6 @@ proptest! {
         prop_assert!(agent.statuses().all(|(_, status)| status.state == TaskState::Running));
         set(&mut agent, &[], at(2));
         oblige(&mut agent, at(2));
-        prop_assert!(agent.tasks.is_empty());
+        prop_assert!(agent.is_empty());
     }
 }

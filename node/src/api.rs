@@ -1,1 +1,160 @@
-//! api
+//! The HTTP API: Docker's Engine API as far as its clients drive a cluster through it, and a little of shoal's own.
+//!
+//! A handler asks the [`Backend`] for a [`snapshot::Snapshot`], renders it, and knows nothing of how the cluster decides.
+//! Reads are answered from this node's own replica, on every node; writes go to [`Backend::write`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
+use futures::stream::BoxStream;
+use shoal_protocol::token::Role;
+use shoal_protocol::value::NodeStatus;
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{NodeId, TaskId};
+use tokio::io::AsyncRead;
+use tokio::sync::Semaphore;
+
+use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
+
+pub mod error;
+pub mod filters;
+pub mod listen;
+pub mod metrics;
+pub mod read;
+pub mod render;
+pub mod snapshot;
+pub mod status;
+
+mod frames;
+mod gate;
+mod images;
+mod logs;
+mod names;
+mod nodes;
+mod query;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+mod unsupported;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::ApiError;
+pub use metrics::Metrics;
+pub use render::JoinTokens;
+pub use snapshot::{Snapshot, StatusReport, Want};
+
+/// Bytes of a request's body at most; images are streamed and have no limit here. Larger ones get status 413.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Requests that are worked on at once; more get status 503.
+pub const REQUESTS_MAX: usize = 512;
+
+/// What a task has written, oldest first.
+pub type LogLines = BoxStream<'static, Result<LogLine, DriverError>>;
+
+/// What the API needs of the node it runs on.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Returns what this node says of itself, in a cluster or not.
+    fn node(&self) -> NodeStatus;
+
+    /// Copies what a request needs out of this node's replica; [`ApiError::not_in_cluster`] outside a cluster.
+    async fn snapshot(&self, want: Want) -> Result<Snapshot, ApiError>;
+
+    /// Returns how the cluster is; [`ApiError::not_in_cluster`] outside a cluster.
+    async fn status(&self) -> Result<StatusReport, ApiError>;
+
+    /// Writes an object through the holder of the registry lease and waits until it is durable.
+    async fn write(&self, write: Write) -> Result<Written, WriteError>;
+
+    /// Makes a new cluster of this node alone.
+    async fn init(&self) -> Result<(), ApiError>;
+
+    /// Joins the cluster of the first seed that answers. A seed is `HOST:PORT`.
+    async fn join(&self, seeds: Vec<String>, token: String) -> Result<(), ApiError>;
+
+    /// Leaves the cluster and stops this node's tasks.
+    async fn leave(&self, force: bool) -> Result<(), ApiError>;
+
+    /// Returns the join tokens; asked on managers only.
+    async fn tokens(&self) -> Result<JoinTokens, ApiError>;
+
+    /// Replaces the tokens of `roles`; `version` is the index of the cluster object that the caller read.
+    async fn rotate(&self, roles: Vec<Role>, version: u64) -> Result<Written, WriteError>;
+
+    /// Returns what a task of this node has written.
+    async fn logs(&self, task: TaskId, query: LogQuery) -> Result<LogLines, DriverError>;
+
+    /// Stores the images of an archive on this node and returns their references.
+    async fn load_image(&self, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<Vec<String>, DriverError>;
+
+    /// Lists the images of this node.
+    async fn images(&self) -> Result<Vec<ImageInfo>, DriverError>;
+
+    /// Removes an image from this node.
+    async fn remove_image(&self, image: &str) -> Result<(), DriverError>;
+
+    /// Sends a request to the API of another node. Returns once the answer has begun.
+    async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError>;
+}
+
+/// What every handler has at hand. Cheap to clone.
+#[derive(Clone)]
+struct Api {
+    backend: Arc<dyn Backend>,
+    metrics: Arc<Metrics>,
+    room: Arc<Semaphore>,
+}
+
+/// Makes the API's router, for the sockets of this node and for other nodes that forward requests to it.
+pub fn router(backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Router {
+    let api = Api { backend, metrics, room: Arc::new(Semaphore::new(REQUESTS_MAX)) };
+    let routes = routes()
+        .fallback(unsupported::fallback)
+        .method_not_allowed_fallback(unsupported::fallback)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api.clone());
+    // The version in the path has to go before anything is routed, so the gate wraps the router as a whole.
+    Router::new().fallback_service(routes).layer(axum::middleware::from_fn_with_state(api, gate::pass))
+}
+
+fn routes() -> Router<Api> {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/metrics", get(metrics::show))
+        .route("/shoal/status", get(system::status))
+        .route("/distribution/{*image}", get(unsupported::distribution))
+        .route("/swarm", get(swarm::inspect))
+        .route("/swarm/init", post(swarm::init))
+        .route("/swarm/join", post(swarm::join))
+        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/update", post(swarm::update))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
+        .route("/nodes/{id}/update", post(nodes::update))
+        .route("/services", get(services::list))
+        .route("/services/create", post(services::create))
+        .route("/services/{id}", get(services::inspect).delete(services::remove))
+        .route("/services/{id}/update", post(services::update))
+        .route("/services/{id}/logs", get(logs::of_service))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect))
+        .route("/tasks/{id}/logs", get(logs::of_task))
+        .route("/images/json", get(images::list))
+        .route("/images/load", post(images::load).layer(DefaultBodyLimit::disable()))
+        .route("/images/{*name}", delete(images::remove))
+}
+
+/// An empty body, for requests and answers that have none.
+fn no_body() -> Body {
+    Body::empty()
+}

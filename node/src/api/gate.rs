@@ -1,0 +1,116 @@
+//! What every request passes: its version, its share of the node's attention, its time limit, its place in the metrics.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::render::{API_VERSION, API_VERSION_MIN};
+use super::{Api, ApiError};
+
+/// How long an answer may take to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for images, which have to arrive first.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Bytes of a plain text refusal at most; the rest is dropped.
+const REFUSAL_BYTES_MAX: usize = 4096;
+
+/// Lets a request through to its handler.
+pub(super) async fn pass(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let outcome = match strip_version(request.uri()) {
+        Ok(uri) => {
+            *request.uri_mut() = uri;
+            run(&api, request, next).await
+        }
+        Err(error) => Err(error),
+    };
+    let mut response = as_message(outcome.unwrap_or_else(IntoResponse::into_response)).await;
+    let headers = response.headers_mut();
+    headers.insert("api-version", HeaderValue::from_static(API_VERSION));
+    headers.insert("ostype", HeaderValue::from_static("linux"));
+    headers.insert("docker-experimental", HeaderValue::from_static("false"));
+    headers.insert("server", HeaderValue::from_static(concat!("shoal/", env!("CARGO_PKG_VERSION"), " (linux)")));
+    api.metrics.count_request(&method, response.status(), started.elapsed());
+    response
+}
+
+/// Gives refusals that came from below the handlers, which are plain text, the shape that clients expect.
+async fn as_message(response: Response) -> Response {
+    let is_refusal = response.status().is_client_error() || response.status().is_server_error();
+    let content = response.headers().get(header::CONTENT_TYPE);
+    if !is_refusal || !content.is_some_and(|content| content.as_bytes().starts_with(b"text/plain")) {
+        return response;
+    }
+    let status = response.status();
+    let text = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    ApiError::new(status, String::from_utf8_lossy(&text)).into_response()
+}
+
+async fn run(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
+    // The permit is held until the answer begins; bodies that stream are bounded by the connections that carry them.
+    let _permit = api.room.try_acquire().map_err(|_| ApiError::unavailable("too many requests; try again"))?;
+    let limit = if request.uri().path() == "/images/load" { LOAD_TIMEOUT } else { ANSWER_TIMEOUT };
+    tokio::time::timeout(limit, next.run(request))
+        .await
+        .map_err(|_| ApiError::unavailable(format!("no answer within {} s", limit.as_secs())))
+}
+
+/// Takes `/v1.NN` off a path after checking that this version is spoken.
+fn strip_version(uri: &Uri) -> Result<Uri, ApiError> {
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let Some((version, rest)) = versioned(path) else { return Ok(uri.clone()) };
+    let too = |what: &str, limit: &str| ApiError::invalid(format!("client version {version} is too {what}. {limit}"));
+    if number(version) > number(API_VERSION) {
+        return Err(too("new", &format!("Maximum supported API version is {API_VERSION}")));
+    }
+    if number(version) < number(API_VERSION_MIN) {
+        let limit = format!(
+            "Minimum supported API version is {API_VERSION_MIN}, please upgrade your client to a newer version"
+        );
+        return Err(too("old", &limit));
+    }
+    rest.parse().map_err(|_| ApiError::invalid("the path makes no sense"))
+}
+
+/// Splits `/v1.41/info` into `1.41` and `/info`.
+fn versioned(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix("/v")?;
+    let (version, _) = rest.split_once('/')?;
+    number(version)?;
+    Some((version, &rest[version.len()..]))
+}
+
+fn number(version: &str) -> Option<(u32, u32)> {
+    let (major, minor) = version.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_taken_off_the_path() {
+        for (path, want) in [
+            ("/v1.41/info?a=b", Ok("/info?a=b")),
+            ("/v1.50/services/x", Ok("/services/x")),
+            ("/v1.24/nodes", Ok("/nodes")),
+            ("/info", Ok("/info")),
+            ("/version", Ok("/version")),
+            ("/v1/x", Ok("/v1/x")),
+            ("/v1.99/info", Err("client version 1.99 is too new. Maximum supported API version is 1.50")),
+            ("/v2.0/info", Err("client version 2.0 is too new. Maximum supported API version is 1.50")),
+        ] {
+            let got = strip_version(&path.parse().unwrap());
+            let got = got.as_ref().map(Uri::to_string).map_err(|error| error.message.as_str());
+            assert_eq!(got.as_deref(), want.as_deref(), "{path}");
+        }
+        let old = strip_version(&"/v1.12/info".parse().unwrap()).unwrap_err();
+        assert!(old.message.contains("too old"), "{old}");
+    }
+}

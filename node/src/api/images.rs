@@ -1,0 +1,191 @@
+//! Images of this node, and loading them on all nodes at once.
+
+use std::io;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{Method, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{join, join_all};
+use futures::stream::{self, BoxStream};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shoal_protocol::NodeId;
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
+use tokio_util::sync::CancellationToken;
+
+use super::filters::Filters;
+use super::query::is_on;
+use super::snapshot::{NodeState, NodeView, Pick, Want};
+use super::{Api, ApiError};
+use crate::driver::ImageInfo;
+
+/// Pieces of an archive that wait for one node.
+const PIECES_MAX: usize = 8;
+/// A node that takes no piece for so long is given up, so that it does not hold up the others.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of another node's answer at most.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+}
+
+/// `GET /images/json`.
+pub(super) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Vec<Value>>, ApiError> {
+    let filters = Filters::parse(query.filters.as_deref(), &["reference"])?;
+    let repository = |tag: &str| tag.rsplit_once(':').map_or(tag, |(repository, _)| repository).to_owned();
+    let fits = |image: &ImageInfo| {
+        filters.any("reference", |wanted| image.tags.iter().any(|tag| tag == wanted || repository(tag) == wanted))
+    };
+    let images = api.backend.images().await?;
+    Ok(Json(images.iter().filter(|image| fits(image)).map(render).collect()))
+}
+
+fn render(image: &ImageInfo) -> Value {
+    json!({
+        "Containers": -1,
+        "Created": image.created.0 / 1_000_000_000,
+        "Id": image.id,
+        "Labels": null,
+        "ParentId": "",
+        "RepoDigests": null,
+        "RepoTags": image.tags,
+        "SharedSize": -1,
+        "Size": image.size,
+        "VirtualSize": image.size,
+    })
+}
+
+/// `DELETE /images/{name}`.
+pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    api.backend.remove_image(&name).await?;
+    Ok(Json(json!([{"Untagged": name}])))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LoadQuery {
+    all: Option<String>,
+}
+
+/// `POST /images/load`; `all=1` stores on every ready node.
+pub(super) async fn load(
+    State(api): State<Api>,
+    Query(query): Query<LoadQuery>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let pieces = body.into_data_stream().map(|piece| piece.map_err(io::Error::other)).boxed();
+    if !is_on(query.all.as_deref()) {
+        let references = api.backend.load_image(Box::new(StreamReader::new(pieces))).await?;
+        return Ok(answer(references.iter().map(|reference| loaded(reference, None))));
+    }
+    let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await?;
+    let ready: Vec<NodeView> =
+        snapshot.nodes.into_iter().filter(|node| node.id == snapshot.me || node.state == NodeState::Ready).collect();
+    let mut feeds = Vec::new();
+    let mut loads = Vec::new();
+    for node in &ready {
+        let (sender, waiting) = mpsc::channel(PIECES_MAX);
+        let given_up = CancellationToken::new();
+        feeds.push(Feed { pieces: sender, given_up: given_up.clone() });
+        let load = api.load_on(snapshot.me, node.id, receiver(waiting));
+        loads.push(async move {
+            tokio::select! {
+                result = load => result,
+                () = given_up.cancelled() => {
+                    Err(ApiError::unavailable(format!("took nothing for {} s", PIECE_TIMEOUT.as_secs())))
+                }
+            }
+        });
+    }
+    let ((), results) = join(pump(pieces, feeds), join_all(loads)).await;
+    let lines = ready.iter().zip(results).flat_map(|(node, result)| match result {
+        Ok(references) => references.iter().map(|reference| loaded(reference, Some(node.hostname()))).collect(),
+        Err(error) => vec![json!({"error": format!("{}: {error}", node.hostname())})],
+    });
+    Ok(answer(lines))
+}
+
+impl Api {
+    async fn load_on(&self, me: NodeId, node: NodeId, pieces: Pieces) -> Result<Vec<String>, ApiError> {
+        if node == me {
+            return Ok(self.backend.load_image(Box::new(StreamReader::new(pieces))).await?);
+        }
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/images/load")
+            .header(header::HOST, "shoal")
+            .body(Body::from_stream(pieces))
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        let response = self.backend.forward(node, request).await?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| ApiError::internal(format!("its answer broke off: {error}")))?.to_bytes();
+        if !status.is_success() {
+            let message = serde_json::from_slice::<Value>(&body).ok();
+            let message = message.as_ref().and_then(|message| message["message"].as_str()).unwrap_or_default();
+            return Err(ApiError::new(status, message));
+        }
+        let lines = serde_json::Deserializer::from_slice(&body).into_iter::<Value>();
+        let texts = lines.filter_map(|line| line.ok()?["stream"].as_str().map(str::to_owned));
+        Ok(texts.filter_map(|text| Some(text.strip_prefix("Loaded image: ")?.trim().to_owned())).collect())
+    }
+}
+
+type Pieces = BoxStream<'static, io::Result<Bytes>>;
+
+fn receiver(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Pieces {
+    stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|piece| (piece, pieces)) }).boxed()
+}
+
+/// One node's end of an upload.
+struct Feed {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    given_up: CancellationToken,
+}
+
+impl Feed {
+    /// Hands on a piece; returns whether the node wants more.
+    async fn send(&self, piece: io::Result<Bytes>) -> bool {
+        match tokio::time::timeout(PIECE_TIMEOUT, self.pieces.send(piece)).await {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => {
+                self.given_up.cancel();
+                false
+            }
+        }
+    }
+}
+
+/// Hands each piece to every node. A broken upload is an error for all: nobody may take a part for the whole.
+async fn pump(mut pieces: Pieces, mut feeds: Vec<Feed>) {
+    while let Some(piece) = pieces.next().await {
+        let copy = || match &piece {
+            Ok(bytes) => Ok(bytes.clone()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        let wants_more = join_all(feeds.iter().map(|feed| feed.send(copy()))).await;
+        let mut wants_more = wants_more.into_iter();
+        feeds.retain(|_| wants_more.next().unwrap_or(false));
+        if piece.is_err() || feeds.is_empty() {
+            return;
+        }
+    }
+}
+
+fn loaded(reference: &str, hostname: Option<&str>) -> Value {
+    let place = hostname.map_or_else(String::new, |hostname| format!(" on {hostname}"));
+    json!({"stream": format!("Loaded image: {reference}{place}\n")})
+}
+
+fn answer(lines: impl Iterator<Item = Value>) -> Response {
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}

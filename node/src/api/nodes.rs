@@ -1,0 +1,93 @@
+//! Nodes.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use shoal_protocol::write::Write;
+
+use super::filters::Filters;
+use super::render::{self};
+use super::snapshot::{NodeView, Pick, Want};
+use super::{Api, ApiError, Snapshot, query};
+
+/// Keys that listings of nodes can be filtered by.
+const FILTERS: [&str; 6] = ["id", "label", "membership", "name", "node.label", "role"];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ForceQuery {
+    force: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct UpdateQuery {
+    version: Option<String>,
+}
+
+/// `GET /nodes`.
+pub(super) async fn list(
+    State(api): State<Api>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<impl serde::Serialize>>, ApiError> {
+    let filters = Filters::parse(query.filters.as_deref(), &FILTERS)?;
+    let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await?;
+    let root = root_pem(&snapshot);
+    Ok(Json(snapshot.nodes.iter().filter(|node| fits(node, &filters)).map(|node| render::node(node, root)).collect()))
+}
+
+fn root_pem(snapshot: &Snapshot) -> &str {
+    snapshot.cluster.as_ref().map_or("", |cluster| &cluster.root_pem)
+}
+
+fn fits(node: &NodeView, filters: &Filters) -> bool {
+    let engine_labels = node.status.as_ref().map(|status| &status.engine_labels);
+    filters.any("id", |id| node.id.to_string().starts_with(id))
+        && filters.any("name", |name| node.hostname().starts_with(name))
+        && filters.any("role", |role| node.spec.role.to_string() == role)
+        // Every listed node was admitted: there is no other membership.
+        && filters.any("membership", |membership| membership == "accepted")
+        && filters.labels("node.label", &node.spec.labels)
+        && engine_labels.map_or_else(|| filters.labels("label", &Default::default()), |labels| filters.labels("label", labels))
+}
+
+/// `GET /nodes/{id}`.
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<impl serde::Serialize>, ApiError> {
+    let (snapshot, node) = api.node(&name).await?;
+    Ok(Json(render::node(&node, root_pem(&snapshot))))
+}
+
+/// `POST /nodes/{id}/update`.
+pub(super) async fn update(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(query): Query<UpdateQuery>,
+    body: String,
+) -> Result<StatusCode, ApiError> {
+    let version = query::version("node", query.version.as_deref())?;
+    let (spec, _) = query::object(&body)?;
+    let (_, node) = api.node(&name).await?;
+    let written = api.backend.write(Write::UpdateNode { id: node.id, version, spec: spec.to_owned() }).await?;
+    api.wait_for_node(node.id, written.index).await;
+    Ok(StatusCode::OK)
+}
+
+/// `DELETE /nodes/{id}`.
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(query): Query<ForceQuery>,
+) -> Result<StatusCode, ApiError> {
+    let (_, node) = api.node(&name).await?;
+    let force = query::is_on(query.force.as_deref());
+    api.backend.write(Write::RemoveNode { id: node.id, force }).await?;
+    api.wait_for_node(node.id, 0).await;
+    Ok(StatusCode::OK)
+}

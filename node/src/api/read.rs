@@ -1,0 +1,177 @@
+//! Fills snapshots from a node's document. Runs on the event loop, so it copies what is wanted and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_control::store::Store;
+use shoal_protocol::record::SlotName;
+use shoal_protocol::token::Role;
+use shoal_protocol::value::{Slot, SlotTask};
+use shoal_protocol::{NodeId, ServiceId, TaskState};
+
+use super::snapshot::{
+    Counts, NodeState, NodeView, Pick, PickTasks, ServiceView, Snapshot, TaskView, Want, effective_state, find_all,
+    task_fits,
+};
+
+/// What a node knows beside its document.
+pub struct Source<'a> {
+    /// The document.
+    pub store: &'a Store,
+    /// This node.
+    pub me: NodeId,
+    /// The role it acts in.
+    pub role: Role,
+    /// Who holds the registry lease.
+    pub leader: Option<NodeId>,
+    /// Whether each node is there.
+    pub state: &'a dyn Fn(NodeId) -> NodeState,
+}
+
+impl Source<'_> {
+    /// Answers a request's question.
+    pub fn snapshot(&self, want: &Want) -> Snapshot {
+        let tasks = self.tasks(&want.tasks);
+        let mut services = self.picked_services(&want.services);
+        services.extend(tasks.iter().map(|task| task.service));
+        let down = if want.counts { self.down() } else { BTreeSet::new() };
+        let services = services.into_iter().filter_map(|id| {
+            let object = self.store.service(id)?.clone();
+            let spec = self.store.service_spec(id)?.clone();
+            let progress = self.store.progress(id).cloned();
+            let counts = if want.counts { self.counts(id, spec.mode.replicas(), &down) } else { Counts::default() };
+            Some(ServiceView { id, object, spec, progress, counts })
+        });
+        let nodes = self.picked_nodes(&want.nodes).into_iter().filter_map(|id| self.node(id));
+        Snapshot {
+            me: self.me,
+            role: self.role,
+            cluster: self.store.cluster().cloned(),
+            nodes: nodes.collect(),
+            services: services.collect(),
+            tasks,
+            states: if want.states { self.states() } else { BTreeMap::new() },
+        }
+    }
+
+    fn states(&self) -> BTreeMap<TaskState, u64> {
+        let down = self.down();
+        let mut states = BTreeMap::new();
+        for (_, _, task) in self.all_tasks() {
+            let report = task.node.and_then(|node| self.store.report(node, task.id));
+            let node_down = task.node.is_some_and(|node| down.contains(&node));
+            *states.entry(effective_state(task, report, node_down)).or_default() += 1;
+        }
+        states
+    }
+
+    fn picked_nodes(&self, pick: &Pick) -> BTreeSet<NodeId> {
+        let ids = || self.store.nodes().map(|(id, ..)| id);
+        match pick {
+            Pick::None => BTreeSet::new(),
+            Pick::All => ids().collect(),
+            Pick::Named(names) => {
+                let hostname = |id| self.store.node_status(id).map_or("", |status| status.hostname.as_str());
+                find_all(names, &ids().map(|id| (id, hostname(id))).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    fn picked_services(&self, pick: &Pick) -> BTreeSet<ServiceId> {
+        match pick {
+            Pick::None => BTreeSet::new(),
+            Pick::All => self.store.services().map(|(id, ..)| id).collect(),
+            Pick::Named(names) => {
+                let all: Vec<(ServiceId, &str)> =
+                    self.store.services().map(|(id, _, spec)| (id, spec.name.as_str())).collect();
+                find_all(names, &all)
+            }
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Option<NodeView> {
+        Some(NodeView {
+            id,
+            object: self.store.node(id)?.clone(),
+            spec: self.store.node_spec(id)?.clone(),
+            status: self.store.node_status(id).cloned(),
+            state: (self.state)(id),
+            leader: self.leader == Some(id),
+        })
+    }
+
+    fn down(&self) -> BTreeSet<NodeId> {
+        self.store.nodes().map(|(id, ..)| id).filter(|id| (self.state)(*id) == NodeState::Down).collect()
+    }
+
+    /// A node that is listed no more is as good as gone.
+    fn is_down(&self, node: NodeId) -> bool {
+        !self.store.is_listed(node) || (self.state)(node) == NodeState::Down
+    }
+
+    fn counts(&self, service: ServiceId, replicas: Option<u64>, down: &BTreeSet<NodeId>) -> Counts {
+        let mut counts = Counts::default();
+        for task in self.store.slots(service).flat_map(|(_, slot)| &slot.tasks) {
+            let report = task.node.and_then(|node| self.store.report(node, task.id));
+            let node_down = task.node.is_some_and(|node| down.contains(&node));
+            let state = effective_state(task, report, node_down);
+            let wanted = task.desired <= TaskState::Running;
+            counts.desired += u64::from(wanted);
+            counts.running += u64::from(wanted && state == TaskState::Running);
+            counts.completed += u64::from(state == TaskState::Complete);
+        }
+        counts.desired = replicas.unwrap_or(counts.desired);
+        counts
+    }
+
+    fn tasks(&self, pick: &PickTasks) -> Vec<TaskView> {
+        let mut down: BTreeMap<NodeId, bool> = BTreeMap::new();
+        let mut view = |service, slot, task: &SlotTask| TaskView {
+            service,
+            slot,
+            report: task.node.and_then(|node| self.store.report(node, task.id)).cloned(),
+            node_down: task.node.is_some_and(|node| *down.entry(node).or_insert_with(|| self.is_down(node))),
+            task: task.clone(),
+        };
+        match pick {
+            PickTasks::None => Vec::new(),
+            PickTasks::Named(wanted) => {
+                let parsed = wanted.parse().ok();
+                self.all_tasks()
+                    .filter(|(_, _, task)| task_fits(wanted, parsed, task.id))
+                    .map(|(service, slot, task)| view(service, slot, task))
+                    .collect()
+            }
+            PickTasks::Of { services, nodes } => {
+                let nodes = (!nodes.is_empty()).then(|| self.picked_nodes(&Pick::Named(nodes.clone())));
+                let fits = |task: &SlotTask| {
+                    nodes.as_ref().is_none_or(|nodes| task.node.is_some_and(|node| nodes.contains(&node)))
+                };
+                let chosen: Vec<_> = if services.is_empty() {
+                    self.all_tasks().filter(|(_, _, task)| fits(task)).collect()
+                } else {
+                    self.picked_services(&Pick::Named(services.clone()))
+                        .into_iter()
+                        .flat_map(|service| self.store.slots(service).flat_map(move |slot| tasks_of(service, slot)))
+                        .filter(|(_, _, task)| fits(task))
+                        .collect()
+                };
+                chosen.into_iter().map(|(service, slot, task)| view(service, slot, task)).collect()
+            }
+        }
+    }
+
+    /// Tasks of services that are being removed are nobody's business any more.
+    fn all_tasks(&self) -> impl Iterator<Item = (ServiceId, SlotName, &SlotTask)> {
+        self.store
+            .all_slots()
+            .filter(|(service, ..)| self.store.service(*service).is_some())
+            .flat_map(|(service, name, slot)| tasks_of(service, (name, slot)))
+    }
+}
+
+fn tasks_of(
+    service: ServiceId,
+    (name, slot): (SlotName, &Slot),
+) -> impl Iterator<Item = (ServiceId, SlotName, &SlotTask)> {
+    slot.tasks.iter().map(move |task| (service, name, task))
+}

@@ -1,0 +1,31 @@
+//! Objects in the shape of Docker's API. Source: Docker Engine API v1.50; field by field what its clients were seen to read.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+mod node;
+mod service;
+mod swarm;
+mod task;
+
+pub use node::node;
+pub use service::{Extras, service};
+pub use swarm::{JoinTokens, info, spec_of_swarm, swarm, version};
+pub use task::task;
+
+/// The API version that is spoken at most.
+pub const API_VERSION: &str = "1.50";
+/// The oldest API version that is understood.
+pub const API_VERSION_MIN: &str = "1.24";
+
+/// The count of an object's writes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Version {
+    index: u64,
+}
+
+/// Puts stored JSON into an answer as it is. What is stored was JSON when it was accepted; damage reads as `null`.
+fn raw(json: &str) -> Box<RawValue> {
+    RawValue::from_string(json.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}

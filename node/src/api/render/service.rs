@@ -1,0 +1,140 @@
+//! Services.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, STOP_GRACE_NANOS_DEFAULT, UpdateConfig};
+use shoal_protocol::value::{Progress, UpdateState};
+
+use super::{Version, raw};
+use crate::api::snapshot::ServiceView;
+
+/// What an answer holds beside the service itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// `status=true`: how many tasks there are.
+    pub status: bool,
+    /// `insertDefaults=true`: settings that the user left out.
+    pub defaults: bool,
+}
+
+/// A service as Docker's clients read it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Service {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: String,
+    updated_at: String,
+    spec: Box<RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_spec: Option<Box<RawValue>>,
+    endpoint: Endpoint,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_status: Option<UpdateStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Endpoint {
+    spec: Value,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortConfig>,
+    #[serde(rename = "VirtualIPs")]
+    virtual_ips: [(); 0],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct UpdateStatus {
+    state: &'static str,
+    started_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed_at: Option<String>,
+    message: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ServiceStatus {
+    running_tasks: u64,
+    desired_tasks: u64,
+    completed_tasks: u64,
+}
+
+/// Renders a service.
+pub fn service(view: &ServiceView, extras: Extras) -> Service {
+    let object = &view.object;
+    let spec = if extras.defaults { raw(&with_defaults(&object.spec)) } else { raw(&object.spec) };
+    // What an earlier spec's update came to says nothing about this one.
+    let progress = view.progress.as_ref().filter(|progress| progress.index == object.index && object.index > 1);
+    Service {
+        id: view.id.to_string(),
+        version: Version { index: object.index },
+        created_at: object.created.to_string(),
+        updated_at: object.updated.to_string(),
+        spec,
+        previous_spec: object.previous_spec.as_deref().map(raw),
+        endpoint: endpoint(view),
+        update_status: progress.map(update_status),
+        service_status: extras.status.then_some(ServiceStatus {
+            running_tasks: view.counts.running,
+            desired_tasks: view.counts.desired,
+            completed_tasks: view.counts.completed,
+        }),
+    }
+}
+
+fn endpoint(view: &ServiceView) -> Endpoint {
+    let spec = if view.object.ports.is_empty() { json!({}) } else { json!(view.spec.endpoint_spec) };
+    Endpoint { spec, ports: view.object.ports.clone(), virtual_ips: [] }
+}
+
+fn update_status(progress: &Progress) -> UpdateStatus {
+    UpdateStatus {
+        state: match progress.state {
+            UpdateState::Updating => "updating",
+            UpdateState::Paused => "paused",
+            UpdateState::Completed => "completed",
+        },
+        started_at: progress.started.to_string(),
+        completed_at: progress.completed.map(|moment| moment.to_string()),
+        message: progress.message.clone(),
+    }
+}
+
+/// Fills in what Swarm would do where the user left it open. Source: Docker Engine 20.10, as captured.
+fn with_defaults(json: &str) -> String {
+    let Ok(mut spec) = serde_json::from_str::<Value>(json) else { return json.to_owned() };
+    let policy = json!(UpdateConfig::default());
+    for name in ["UpdateConfig", "RollbackConfig"] {
+        fill(&mut spec, &[name], &policy);
+    }
+    let restart = json!({"Condition": "any", "Delay": RESTART_DELAY_NANOS_DEFAULT, "MaxAttempts": 0});
+    fill(&mut spec, &["TaskTemplate", "RestartPolicy"], &restart);
+    let grace = json!({"StopGracePeriod": STOP_GRACE_NANOS_DEFAULT});
+    fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &grace);
+    spec.to_string()
+}
+
+/// Adds the fields of `defaults` that the object at `path` lacks.
+fn fill(spec: &mut Value, path: &[&str], defaults: &Value) {
+    let mut place = spec;
+    for key in path {
+        let Some(object) = place.as_object_mut() else { return };
+        place = object.entry(*key).or_insert_with(|| json!({}));
+        if place.is_null() {
+            *place = json!({});
+        }
+    }
+    let (Some(place), Some(defaults)) = (place.as_object_mut(), defaults.as_object()) else { return };
+    for (name, value) in defaults {
+        let field = place.entry(name.clone()).or_insert(Value::Null);
+        if field.is_null() {
+            *field = value.clone();
+        }
+    }
+}

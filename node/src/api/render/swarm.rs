@@ -1,0 +1,147 @@
+//! The cluster, the daemon and its version.
+
+use serde_json::{Value, json};
+use shoal_protocol::value::{ClusterObject, NodeStatus, TASK_HISTORY_MAX};
+
+use super::{API_VERSION, API_VERSION_MIN};
+use crate::api::snapshot::{NodeState, Snapshot};
+use shoal_protocol::token::Role;
+
+/// Nanoseconds for which a node's credential is valid: 90 days.
+const CREDENTIAL_NANOS: u64 = 90 * 86_400 * 1_000_000_000;
+
+/// The join tokens of a cluster. The `Debug` form hides them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct JoinTokens {
+    /// Lets workers in.
+    pub worker: String,
+    /// Lets managers in.
+    pub manager: String,
+}
+
+impl std::fmt::Debug for JoinTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinTokens(…)")
+    }
+}
+
+/// Returns the settings that `swarm update` may send back but not change yet.
+pub fn spec_of_swarm() -> Value {
+    json!({
+        "Name": "default",
+        "Labels": {},
+        "Orchestration": {"TaskHistoryRetentionLimit": TASK_HISTORY_MAX},
+        "Raft": {},
+        "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64},
+        "CAConfig": {"NodeCertExpiry": CREDENTIAL_NANOS},
+        "TaskDefaults": {},
+        "EncryptionConfig": {"AutoLockManagers": false},
+    })
+}
+
+/// Renders the cluster for a manager.
+pub fn swarm(cluster: &ClusterObject, tokens: &JoinTokens) -> Value {
+    json!({
+        "ID": cluster.id,
+        "Version": {"Index": cluster.index},
+        "CreatedAt": cluster.created.to_string(),
+        "UpdatedAt": cluster.updated.to_string(),
+        "Spec": spec_of_swarm(),
+        "TLSInfo": {"TrustRoot": cluster.root_pem},
+        "RootRotationInProgress": false,
+        "DefaultAddrPool": null,
+        "SubnetSize": 24,
+        "DataPathPort": 0,
+        "JoinTokens": {"Worker": tokens.worker, "Manager": tokens.manager},
+    })
+}
+
+/// Renders the daemon; `snapshot` holds all nodes, or is `None` outside a cluster.
+pub fn info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
+    let labels: Vec<String> = node.engine_labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    json!({
+        "ID": snapshot.map_or_else(String::new, |snapshot| snapshot.me.to_string()),
+        "Name": node.hostname,
+        "ServerVersion": node.version,
+        "Driver": node.engine,
+        "OSType": node.os,
+        "OperatingSystem": node.os,
+        "Architecture": node.architecture,
+        "NCPU": node.nano_cpus / 1_000_000_000,
+        "MemTotal": node.memory_bytes,
+        "Labels": labels,
+        "ExperimentalBuild": false,
+        "LiveRestoreEnabled": true,
+        "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": []},
+        "SecurityOptions": [],
+        "Warnings": [],
+        "Swarm": swarm_info(node, snapshot),
+    })
+}
+
+fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
+    let Some(snapshot) = snapshot else {
+        return json!({"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
+            "RemoteManagers": null});
+    };
+    let is_manager = snapshot.role == Role::Manager;
+    let managers: Vec<_> = snapshot.nodes.iter().filter(|node| node.spec.role == Role::Manager).collect();
+    let remote: Vec<Value> = managers
+        .iter()
+        .filter(|manager| manager.state != NodeState::Down)
+        .filter_map(|manager| {
+            let address = manager.status.as_ref()?.address?;
+            Some(json!({"NodeID": manager.id, "Addr": address.to_string()}))
+        })
+        .collect();
+    let cluster = snapshot.cluster.as_ref().filter(|_| is_manager).map(|cluster| {
+        json!({
+            "ID": cluster.id,
+            "Version": {"Index": cluster.index},
+            "CreatedAt": cluster.created.to_string(),
+            "UpdatedAt": cluster.updated.to_string(),
+            "Spec": spec_of_swarm(),
+            "TLSInfo": {"TrustRoot": cluster.root_pem},
+            "RootRotationInProgress": false,
+            "DefaultAddrPool": null,
+            "SubnetSize": 24,
+            "DataPathPort": 0,
+        })
+    });
+    json!({
+        "NodeID": snapshot.me,
+        "NodeAddr": node.address.map_or_else(String::new, |address| address.ip().to_string()),
+        "LocalNodeState": "active",
+        "ControlAvailable": is_manager,
+        "Error": "",
+        "RemoteManagers": remote,
+        "Nodes": snapshot.nodes.len(),
+        "Managers": managers.len(),
+        "Cluster": cluster,
+    })
+}
+
+/// Renders versions. Docker's client reads `Components`, not the fields beside it.
+pub fn version(node: &NodeStatus) -> Value {
+    // Docker's clients compare architectures in Go's notation.
+    let architecture = match node.architecture.as_str() {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    json!({
+        "Platform": {"Name": "shoal"},
+        "Components": [{"Name": "Engine", "Version": node.version, "Details": {"ApiVersion": API_VERSION,
+            "MinAPIVersion": API_VERSION_MIN, "Os": node.os, "Arch": architecture, "Experimental": "false",
+            "GitCommit": "", "GoVersion": "", "KernelVersion": "", "BuildTime": ""}}],
+        "Version": node.version,
+        "ApiVersion": API_VERSION,
+        "MinAPIVersion": API_VERSION_MIN,
+        "GitCommit": "",
+        "GoVersion": "",
+        "Os": node.os,
+        "Arch": architecture,
+        "KernelVersion": "",
+        "BuildTime": "",
+    })
+}

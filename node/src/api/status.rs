@@ -1,0 +1,182 @@
+//! `GET /shoal/status`: is the cluster well, and if not, what is wrong.
+
+use std::time::Duration;
+
+use shoal_protocol::lease::LeaseId;
+use shoal_protocol::value::NodeStatus;
+use shoal_protocol::{ClusterId, NodeId};
+
+use super::snapshot::{LeaseReport, NodeReport, NodeState, StatusReport};
+
+/// What a node knows of its cluster's health.
+#[derive(Debug, Clone)]
+pub struct StatusFacts {
+    /// The cluster, once known.
+    pub cluster: Option<ClusterId>,
+    /// This node.
+    pub me: NodeId,
+    /// Whether a majority of the voters answers.
+    pub quorum: bool,
+    /// The voters.
+    pub voters: Vec<NodeId>,
+    /// Every lease.
+    pub leases: Vec<LeaseFacts>,
+    /// Every node.
+    pub nodes: Vec<NodeFacts>,
+    /// Records that this node cannot read.
+    pub quarantined: usize,
+}
+
+/// What is known of one lease.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseFacts {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Who holds it and under which epoch, if known.
+    pub holder: Option<(NodeId, u64)>,
+    /// How long it lasts, if this node holds it.
+    pub expires_in: Option<Duration>,
+}
+
+/// What is known of one node.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// The node.
+    pub id: NodeId,
+    /// Whether it is there.
+    pub state: NodeState,
+    /// What it says of itself.
+    pub status: Option<NodeStatus>,
+    /// The digest it said last.
+    pub digest: Option<u128>,
+}
+
+impl StatusReport {
+    /// Judges the facts.
+    pub fn new(facts: &StatusFacts) -> Self {
+        // Only who answers can agree; what the others have is unknown.
+        let answering = || facts.nodes.iter().filter(|node| node.state == NodeState::Ready);
+        let mut digests = answering().filter_map(|node| node.digest);
+        let first = digests.next();
+        let agree = digests.all(|digest| Some(digest) == first);
+        Self {
+            cluster: facts.cluster.map_or_else(String::new, |cluster| cluster.to_string()),
+            node: facts.me,
+            quorum: facts.quorum,
+            voters: facts.voters.clone(),
+            leases: facts.leases.iter().map(lease).collect(),
+            nodes: facts.nodes.iter().map(node).collect(),
+            agree,
+            warnings: warnings(facts),
+            quarantined: facts.quarantined as u64,
+        }
+    }
+}
+
+fn lease(facts: &LeaseFacts) -> LeaseReport {
+    LeaseReport {
+        lease: facts.lease.to_string(),
+        holder: facts.holder.map_or_else(String::new, |(node, _)| node.to_string()),
+        epoch: facts.holder.map_or(0, |(_, epoch)| epoch),
+        expires_in_ms: facts.expires_in.map_or(0, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn node(facts: &NodeFacts) -> NodeReport {
+    NodeReport {
+        id: facts.id,
+        hostname: hostname(facts),
+        state: facts.state,
+        digest: facts.digest.map_or_else(String::new, |digest| format!("{digest:032x}")),
+    }
+}
+
+fn hostname(facts: &NodeFacts) -> String {
+    facts.status.as_ref().map_or_else(String::new, |status| status.hostname.clone())
+}
+
+fn warnings(facts: &StatusFacts) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !facts.quorum {
+        warnings.push(format!(
+            "no quorum: a majority of the {} voters does not answer; reads work and tasks go on, writes are refused",
+            facts.voters.len()
+        ));
+    }
+    let free: Vec<String> =
+        facts.leases.iter().filter(|lease| lease.holder.is_none()).map(|lease| lease.lease.to_string()).collect();
+    if !free.is_empty() && facts.quorum {
+        warnings.push(format!("without a holder: {}", free.join(", ")));
+    }
+    for node in &facts.nodes {
+        let name = match hostname(node) {
+            name if name.is_empty() => node.id.to_string(),
+            name => name,
+        };
+        if node.state != NodeState::Ready {
+            warnings.push(format!("node {name} is {}", node.state.name()));
+        }
+        for (port, error) in node.status.iter().flat_map(|status| &status.port_errors) {
+            warnings.push(format!("node {name} cannot publish port {port}: {error}"));
+        }
+    }
+    if facts.quarantined > 0 {
+        warnings.push(format!("{} records cannot be read by this version", facts.quarantined));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> StatusFacts {
+        let node = |id: u128, state, digest| NodeFacts {
+            id: NodeId(id),
+            state,
+            status: Some(NodeStatus { hostname: format!("n{id}"), ..NodeStatus::default() }),
+            digest,
+        };
+        StatusFacts {
+            cluster: Some(ClusterId(9)),
+            me: NodeId(1),
+            quorum: true,
+            voters: vec![NodeId(1)],
+            leases: vec![LeaseFacts {
+                lease: LeaseId::REGISTRY,
+                holder: Some((NodeId(1), 4)),
+                expires_in: Some(Duration::from_millis(2500)),
+            }],
+            nodes: vec![node(1, NodeState::Ready, Some(5)), node(2, NodeState::Ready, Some(5))],
+            quarantined: 0,
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_well_has_no_warnings() {
+        let report = StatusReport::new(&facts());
+        assert!(report.agree && report.quorum && report.warnings.is_empty(), "{report:?}");
+        let json = serde_json::to_value(&report).unwrap();
+        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["Agree", "Cluster", "Leases", "Node", "Nodes", "Quorum", "Voters", "Warnings"]);
+        assert_eq!(json["Leases"][0]["ExpiresInMs"], 2500);
+        assert_eq!(json["Leases"][0]["Lease"], "registry");
+        assert_eq!(json["Nodes"][0]["State"], "ready");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut facts = facts();
+        facts.nodes[1].digest = Some(6);
+        assert!(!StatusReport::new(&facts).agree);
+        facts.nodes[1].state = NodeState::Down;
+        facts.leases[0].holder = None;
+        facts.quarantined = 1;
+        let report = StatusReport::new(&facts);
+        assert!(report.agree, "a node that is gone is not asked");
+        let want = ["without a holder: registry", "node n2 is down", "1 records cannot be read by this version"];
+        assert_eq!(report.warnings, want);
+        facts.quorum = false;
+        assert!(StatusReport::new(&facts).warnings[0].starts_with("no quorum"));
+    }
+}

@@ -1,0 +1,48 @@
+//! What Docker's API has and shoal has not: refused by name, so that nobody takes silence for success.
+
+use axum::extract::Path;
+use axum::http::{Method, StatusCode, Uri};
+
+use super::ApiError;
+
+/// First parts of Docker's paths, with what they are about.
+const DOCKER: [(&str, &str); 20] = [
+    ("auth", "registry login"),
+    ("build", "image build"),
+    ("commit", "commit"),
+    ("configs", "config"),
+    ("containers", "container access"),
+    ("events", "events"),
+    ("exec", "exec"),
+    ("grpc", "grpc"),
+    ("images", "this operation on images"),
+    ("networks", "network"),
+    ("nodes", "this operation on nodes"),
+    ("plugins", "plugin"),
+    ("secrets", "secret"),
+    ("services", "this operation on services"),
+    ("session", "session"),
+    ("swarm", "this operation on the swarm"),
+    ("system", "system df"),
+    ("tasks", "this operation on tasks"),
+    ("volumes", "volume"),
+    ("checkpoints", "checkpoint"),
+];
+
+/// Answers what no other handler does.
+pub(super) async fn fallback(method: Method, uri: Uri) -> ApiError {
+    let first = uri.path().split('/').nth(1).unwrap_or_default();
+    match DOCKER.iter().find(|(part, _)| *part == first) {
+        Some((_, what)) => {
+            let message = format!("{what} is not supported yet ({method} {})", uri.path());
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
+        }
+        None => ApiError::new(StatusCode::NOT_FOUND, "page not found"),
+    }
+}
+
+/// No registry is asked: clients pin no digest and say so in a warning.
+pub(super) async fn distribution(Path(image): Path<String>) -> ApiError {
+    let image = image.strip_suffix("/json").unwrap_or(&image);
+    ApiError::unsupported(&format!("asking a registry about {image}"))
+}

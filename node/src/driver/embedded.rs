@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,8 +93,12 @@ impl EmbeddedDriver {
                     .to_owned(),
             ));
         }
-        let containers = config.data_dir.join("containers");
-        fs::create_dir_all(&containers).map_err(failed(&format!("failed to create {}", containers.display())))?;
+        // Images hold set-user-ID programs, output may hold secrets: none of it is for the users of this machine.
+        for private in ["containers", "images", "layers"].map(|name| config.data_dir.join(name)) {
+            fs::create_dir_all(&private)
+                .and_then(|()| fs::set_permissions(&private, fs::Permissions::from_mode(0o700)))
+                .map_err(failed(&format!("failed to create {}", private.display())))?;
+        }
         config.data_dir = config.data_dir.canonicalize().map_err(failed("failed to find the data directory"))?;
         let containers = config.data_dir.join("containers");
         let network = Network::open(&config.data_dir, config.node, config.container_pool)
@@ -399,10 +404,10 @@ async fn kill(state: &State) -> Result<(), DriverError> {
 /// Ends a container and removes everything of it. Each step may be repeated.
 async fn clear(directory: &BundleDir, network: &Network) -> Result<(), DriverError> {
     let what = "failed to remove container";
+    if let Life::Running(state) = look(directory).map_err(failed(what))? {
+        kill(&state).await?;
+    }
     if let Ok(bundle) = directory.bundle() {
-        if let Life::Running(state) = look(directory).map_err(failed(what))? {
-            kill(&state).await?;
-        }
         network.disconnect(bundle.plan.task).await.map_err(failed("failed to remove the container's interface"))?;
         let group = bundle.cgroup;
         let removed = tokio::task::spawn_blocking(move || cgroup::remove(&group));

@@ -1,11 +1,13 @@
 //! The runtime specification of a container, with Docker's defaults. Source: OCI runtime specification 1.1; moby, `oci`.
 
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::rootfs::User;
 use crate::driver::embedded::bundle::Bundle;
+use crate::driver::embedded::cgroup;
 
 /// Docker's default capabilities. `MKNOD` only where the devices of a container are limited by its control group.
 const CAPABILITIES: [&str; 13] = [
@@ -40,6 +42,8 @@ const MASKED_PATHS: [&str; 12] = [
 ];
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Microseconds over which a CPU limit is enforced. Source: Docker, `--cpu-period`.
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -86,9 +90,18 @@ pub fn build(bundle: &Bundle, directory: &Path, user: &User, limited_devices: bo
             "namespaces": namespaces,
             "resources": resources(bundle),
             "maskedPaths": MASKED_PATHS,
-            "readonlyPaths": READONLY_PATHS,
+            "readonlyPaths": readonly_paths(),
         },
     })
+}
+
+/// The runtime mounts the hierarchies of cgroup v1 writable whatever the mount's options say, so each is named here.
+fn readonly_paths() -> Vec<String> {
+    let hierarchies = fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten();
+    let hierarchies = hierarchies.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let names = hierarchies.map(|entry| entry.path().to_string_lossy().into_owned());
+    let names = names.filter(|_| !cgroup::is_unified()).chain([CGROUP_ROOT.to_owned()]);
+    READONLY_PATHS.map(str::to_owned).into_iter().chain(names).collect()
 }
 
 fn mounts(directory: &Path) -> Vec<Value> {
@@ -103,7 +116,7 @@ fn mounts(directory: &Path) -> Vec<Value> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
+        mount(CGROUP_ROOT, "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
     ];

@@ -20,6 +20,9 @@ pub const FILES_MAX: usize = 3;
 /// Bytes of a line that are kept together; a longer one is kept in parts.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
+/// Reads of one stream before the other has its turn; together more than a pipe holds.
+const READS_PER_TURN: usize = 32;
+
 /// Returns the names of the files of a stream, oldest first.
 pub fn file_names(stream: &str) -> Vec<String> {
     (1..FILES_MAX).rev().map(|age| format!("{stream}.log.{age}")).chain([format!("{stream}.log")]).collect()
@@ -58,9 +61,11 @@ impl Recorder {
         Ok(())
     }
 
-    /// Reads what there is; forgets the pipe at its end.
+    /// Reads what there is, but not for ever: the other stream and the end of the container count too. Forgets the pipe at
+    /// its end.
     fn read(&mut self, buffer: &mut [u8]) {
-        while let Some(pipe) = &mut self.pipe {
+        for _ in 0..READS_PER_TURN {
+            let Some(pipe) = &mut self.pipe else { return };
             match pipe.read(buffer) {
                 Ok(0) => self.pipe = None,
                 Ok(count) => self.record(&buffer[..count]),

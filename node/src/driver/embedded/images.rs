@@ -445,3 +445,6 @@ pub fn platform_architecture() -> &'static str {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,8 +174,11 @@ impl Unpacker {
             openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(|error| ImageError::entry(shown, error))?;
         let mut file = File::from(file);
         let room = self.bytes_max - self.written;
-        let copied = io::copy(&mut entry.by_ref().take(room + 1), &mut file)
-            .map_err(|error| ImageError::io(&format!("failed to unpack {shown}"), error))?;
+        let copied =
+            io::copy(&mut entry.by_ref().take(room + 1), &mut file).map_err(|error| match error.raw_os_error() {
+                Some(_) => ImageError::io(&format!("failed to unpack {shown}"), error),
+                None => ImageError::archive(error),
+            })?;
         if copied > room {
             return Err(ImageError::Invalid(format!("layer exceeds {} bytes", self.bytes_max)));
         }
@@ -316,18 +319,28 @@ fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, ImageError> {
     Ok(text)
 }
 
+/// Reads a number of a header; an empty field is zero, as all tools have it.
+fn number<T: Default>(field: &[u8], value: io::Result<T>) -> Result<T, ImageError> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
+    value.map_err(ImageError::archive)
+}
+
 fn mode<R: Read>(entry: &tar::Entry<'_, R>) -> Result<u32, ImageError> {
-    Ok(entry.header().mode().map_err(ImageError::archive)? & 0o7777)
+    Ok(number(&entry.header().as_old().mode, entry.header().mode())? & 0o7777)
 }
 
 fn owner<R: Read>(entry: &tar::Entry<'_, R>) -> Result<(Uid, Gid), ImageError> {
-    let id = |value: io::Result<u64>| -> Result<u32, ImageError> {
-        u32::try_from(value.map_err(ImageError::archive)?)
+    let header = entry.header();
+    let id = |field: &[u8], value: io::Result<u64>| {
+        u32::try_from(number(field, value)?)
             .ok()
             .filter(|id| *id != u32::MAX)
             .ok_or_else(|| ImageError::Invalid("layer holds an owner beyond 32 bits".to_owned()))
     };
-    Ok((Uid::from_raw(id(entry.header().uid())?), Gid::from_raw(id(entry.header().gid())?)))
+    let (uid, gid) = (id(&header.as_old().uid, header.uid())?, id(&header.as_old().gid, header.gid())?);
+    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
 }
 
 /// Returns the extended attributes that images may set: not those with which overlayfs would be steered.

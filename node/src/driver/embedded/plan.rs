@@ -14,6 +14,8 @@ use crate::driver::DriverError;
 
 /// Where programs are looked for if neither image nor spec says so. Source: Docker.
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What the kernel takes.
+const HOSTNAME_BYTES_MAX: usize = 64;
 const STOP_SIGNAL_DEFAULT: &str = "SIGTERM";
 
 /// Resolves a plan. The node may be unfit for the image (`Refused`), or the settings wrong anywhere (`Invalid`).
@@ -42,6 +44,9 @@ pub fn resolve(
         return Err(DriverError::Invalid("no command specified".to_owned()));
     }
     let hostname = chosen(&plan.hostname, None, &plan.task.short());
+    if hostname.len() > HOSTNAME_BYTES_MAX {
+        return Err(DriverError::Invalid(format!("host name '{hostname}' exceeds {HOSTNAME_BYTES_MAX} bytes")));
+    }
     let stop_signal = chosen(&plan.stop_signal, defaults.stop_signal, STOP_SIGNAL_DEFAULT);
     let stop_signal =
         parse_signal(&stop_signal).ok_or_else(|| DriverError::Invalid(format!("invalid signal: {stop_signal}")))?;

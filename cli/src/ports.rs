@@ -37,7 +37,9 @@ fn long(text: &str) -> Result<PortConfig, String> {
                 }
             }
             other => {
-                return Err(format!("'{other}' is not a field of a port: expected target, published, protocol or mode"));
+                return Err(format!(
+                    "'{other}' is not a field of a port: expected target, published, protocol or mode"
+                ));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Every package that shoal is built from may be used under its licence, and our own choices are made once.
 
+#![expect(clippy::unwrap_used, reason = "what helps tests may fail as tests do")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 

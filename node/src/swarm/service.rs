@@ -151,9 +151,9 @@ struct Connection {
 
 #[derive(NetworkBehaviour)]
 #[behaviour(prelude = "libp2p::swarm::derive_prelude")]
-struct Behaviour {
+pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
-    streams: Streams,
+    pub(super) streams: Streams,
 }
 
 type Libp2pEvent = swarm::SwarmEvent<BehaviourEvent>;
@@ -217,7 +217,8 @@ pub(super) fn start(
     Ok(shared)
 }
 
-fn build(key: &identity::NodeKey) -> Result<Swarm<Behaviour>, SwarmError> {
+/// Makes libp2p's swarm, not yet listening.
+pub(super) fn build(key: &identity::NodeKey) -> Result<Swarm<Behaviour>, SwarmError> {
     let pair = key.libp2p();
     let noise = noise::Config::new(&pair).map_err(|error| SwarmError::Noise(error.to_string()))?;
     let mut yamux = yamux::Config::default();

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, UpdateConfig};
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig};
 
 /// Replicas of one service at most: what a cluster is designed to hold in all.
 pub const REPLICAS_MAX: u64 = 100_000;
@@ -68,8 +68,13 @@ pub fn task_template_json(spec: &str) -> Result<String, SpecError> {
     Ok(value.get("TaskTemplate").map_or_else(|| "{}".to_owned(), Value::to_string))
 }
 
+/// Reads a stored task template.
+pub fn read_template(json: &str) -> Result<TaskTemplate, SpecError> {
+    typed(read_value(json)?)
+}
+
 /// Parses JSON and drops `null` members: Go's decoder reads them as absent.
-pub(super) fn read_value(json: &str) -> Result<Value, SpecError> {
+fn read_value(json: &str) -> Result<Value, SpecError> {
     if json.len() > SPEC_BYTES_MAX {
         return invalid(format!("spec of {} bytes is larger than the limit of {SPEC_BYTES_MAX}", json.len()));
     }
@@ -93,7 +98,7 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
-pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, SpecError> {
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, SpecError> {
     serde_json::from_value(value).map_err(|error| SpecError::Invalid(format!("spec is malformed: {error}")))
 }
 

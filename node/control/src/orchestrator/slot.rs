@@ -1,0 +1,46 @@
+//! Small things about one slot that need no cluster.
+
+use shoal_protocol::TaskState;
+use shoal_protocol::value::{Slot, SlotTask, TASK_HISTORY_MAX};
+
+/// Returns whether a task is meant to run.
+pub(super) fn is_current(task: &SlotTask) -> bool {
+    task.desired <= TaskState::Running
+}
+
+/// Returns the position of the newest task that is meant to run.
+pub(super) fn head(slot: &Slot) -> Option<usize> {
+    slot.tasks.iter().position(is_current)
+}
+
+/// Returns whether the slot is one of the service's, rather than on its way out.
+pub(super) fn is_live(slot: &Slot) -> bool {
+    slot.tasks.iter().any(|task| task.desired != TaskState::Remove)
+}
+
+/// Ends a task: it becomes history.
+pub(super) fn shut_down(task: &mut SlotTask, last_seen: Option<TaskState>, note: &str) {
+    task.desired = TaskState::Shutdown;
+    task.last_seen = last_seen;
+    if !note.is_empty() {
+        note.clone_into(&mut task.note);
+    }
+}
+
+/// Tells all tasks to go and forgets those that have.
+pub(super) fn discard(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
+    slot.tasks.retain(|task| !is_gone(task));
+    for task in &mut slot.tasks {
+        task.desired = TaskState::Remove;
+    }
+}
+
+/// Forgets tasks that have gone and the oldest of a long history. What a node still runs of it, the node ends by itself.
+pub(super) fn trim(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
+    slot.tasks.retain(|task| task.desired != TaskState::Remove || !is_gone(task));
+    let mut history = 0;
+    slot.tasks.retain(|task| {
+        history += usize::from(!is_current(task));
+        is_current(task) || history <= TASK_HISTORY_MAX
+    });
+}

@@ -1,0 +1,448 @@
+//! The making of one plan: looks at every slot, tends it, lets the update go on, and tells what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::{Availability, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig};
+use shoal_protocol::value::{Slot, SlotTask, UpdateState};
+use shoal_protocol::{NodeId, TaskId, TaskState, Time};
+
+use super::slot::{head, is_current, shut_down};
+use super::{Desired, Input, Memory, Plan, global, is_gone, is_lost, replicas, reported, slot, template_of};
+use crate::scheduler::{Cluster, Node, Placer, Refusals, Request};
+use crate::updater::{self, Phase};
+
+/// How long a slot waits after a node rejected its task, doubled each time in a row up to [`REJECTED_DELAY_MAX`].
+const REJECTED_DELAY: Duration = Duration::from_millis(250);
+const REJECTED_DELAY_MAX: Duration = Duration::from_secs(30);
+
+pub(super) struct Work<'a, 'w> {
+    pub(super) input: Input<'a>,
+    desired: &'a Desired,
+    pub(super) cluster: &'w mut Cluster,
+    memory: &'w mut Memory,
+    ids: &'w mut dyn FnMut() -> TaskId,
+    pub(super) request: Request<'a>,
+    placer: Option<Placer>,
+    policy: UpdateConfig,
+    pub(super) slots: BTreeMap<SlotName, Slot>,
+    /// Slots that get their first task with this plan.
+    pub(super) fresh: BTreeSet<SlotName>,
+    wake: Option<Time>,
+}
+
+/// What becomes of the tasks that a new one replaces if it has no node yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// They end whatever happens.
+    Now,
+    /// They stay wanted, and are adopted if their node is back first.
+    Placed,
+}
+
+impl<'a, 'w> Work<'a, 'w> {
+    pub(super) fn new(
+        input: Input<'a>,
+        desired: &'a Desired,
+        cluster: &'w mut Cluster,
+        memory: &'w mut Memory,
+        ids: &'w mut dyn FnMut() -> TaskId,
+    ) -> Self {
+        let request = Request::new(input.service, &desired.spec.task_template, &desired.ports);
+        let policy = desired.spec.update_policy();
+        let (slots, fresh) = (input.slots.clone(), BTreeSet::new());
+        Self { input, desired, cluster, memory, ids, request, placer: None, policy, slots, fresh, wake: None }
+    }
+
+    pub(super) fn run(mut self) -> Plan {
+        self.observe();
+        self.request.avoid = self.memory.avoid(self.input.now.time);
+        match self.desired.spec.mode.replicas() {
+            Some(replicas) => replicas::scale(&mut self, replicas),
+            None => global::cover(&mut self),
+        }
+        for name in self.slots.keys().copied().collect::<Vec<_>>() {
+            let is_wanted = self.fresh.contains(&name) || self.slots.get(&name).is_some_and(slot::is_live);
+            if is_wanted {
+                self.with_slot(name, Self::tend);
+            }
+        }
+        let progress = self.update();
+        self.finish(progress)
+    }
+
+    pub(super) fn wake_at(&mut self, time: Time) {
+        self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
+    }
+
+    pub(super) fn is_lost(&self, task: &SlotTask) -> bool {
+        is_lost(task, self.cluster)
+    }
+
+    /// Returns whether a node of a global service may get a new task.
+    pub(super) fn takes_tasks(&self, id: NodeId, node: &Node) -> bool {
+        let is_up = node.ready && !node.failed && node.availability == Availability::Active;
+        is_up && self.request.is_wanted_on(id, node)
+    }
+
+    fn with_slot(&mut self, name: SlotName, tend: impl FnOnce(&mut Self, SlotName, &mut Slot)) {
+        let mut slot = self.slots.remove(&name).unwrap_or_default();
+        tend(self, name, &mut slot);
+        self.slots.insert(name, slot);
+    }
+
+    fn state(&self, task: &SlotTask) -> Option<TaskState> {
+        reported(task, &self.input)
+    }
+
+    /// Remembers when tasks were first seen to run or to have ended.
+    fn observe(&mut self) {
+        let now = self.input.now.time;
+        let updating = self
+            .input
+            .progress
+            .filter(|progress| progress.index == self.desired.index && progress.state == UpdateState::Updating)
+            .map(|progress| progress.index);
+        for task in self.input.slots.values().flat_map(|slot| slot.tasks.iter()).filter(|task| is_current(task)) {
+            let (Some(node), Some(state)) = (task.node, reported(task, &self.input)) else { continue };
+            if state == TaskState::Running {
+                self.memory.running.entry(task.id).or_insert(now);
+            }
+            if !state.is_terminal() || self.memory.ended.contains_key(&task.id) {
+                continue;
+            }
+            self.memory.ended.insert(task.id, now);
+            match state {
+                TaskState::Rejected => self.memory.note_rejection(node, now),
+                TaskState::Failed => self.memory.note_failure(node, now),
+                _ => {}
+            }
+            let monitor = Duration::from_nanos(self.policy.monitor);
+            let ran_long = self.memory.running.get(&task.id).is_some_and(|since| now.since(*since) >= monitor);
+            if updating == Some(task.index) && !ran_long {
+                self.memory.note_update_failure(task.index, task.id);
+            }
+        }
+    }
+
+    fn tend(&mut self, name: SlotName, slot: &mut Slot) {
+        match head(slot) {
+            None => {
+                if !self.is_finished(slot) && !self.is_stopping(slot) {
+                    self.fill(name, slot);
+                }
+            }
+            Some(position) if slot.tasks[position].node.is_none() => self.tend_pending(name, slot, position),
+            Some(position) => self.tend_placed(name, slot, position),
+        }
+    }
+
+    /// Returns whether the slot's last task ended by itself and is not to be restarted.
+    fn is_finished(&self, slot: &Slot) -> bool {
+        slot.tasks.first().is_some_and(|task| {
+            let ended = matches!(task.last_seen, Some(TaskState::Complete | TaskState::Shutdown | TaskState::Failed));
+            ended && task.desired == TaskState::Shutdown && self.desired.is_run_by(task)
+        })
+    }
+
+    /// Returns whether a task that was told to end still runs on a node that lives.
+    fn is_stopping(&self, slot: &Slot) -> bool {
+        slot.tasks.iter().any(|task| {
+            let runs = self.state(task).is_some_and(|state| !state.is_terminal());
+            task.desired == TaskState::Shutdown && runs && !self.is_lost(task)
+        })
+    }
+
+    fn tend_pending(&mut self, name: SlotName, slot: &mut Slot, position: usize) {
+        let elder = slot.tasks[position + 1..].iter().find(|task| is_current(task)).cloned();
+        if let Some(elder) = elder
+            && !self.is_lost(&elder)
+            && self.desired.is_run_by(&elder)
+            && !self.state(&elder).is_some_and(TaskState::is_terminal)
+        {
+            slot.tasks.remove(position); // the node is back before the task was placed elsewhere
+            return;
+        }
+        if !self.desired.is_run_by(&slot.tasks[position]) {
+            let task = &mut slot.tasks[position];
+            task.index = self.desired.index;
+            task.template.clone_from(&self.desired.template);
+            task.ports.clone_from(&self.desired.ports);
+        }
+        match self.place(name) {
+            Ok(node) => {
+                slot.tasks[position].node = Some(node);
+                slot.tasks[position].note.clear();
+                self.retire(slot, position, |work, task| {
+                    work.is_lost(task) || work.state(task).is_some_and(TaskState::is_terminal)
+                });
+            }
+            Err(refusals) => {
+                let note = refusals.to_string();
+                if slot.tasks[position].note != note {
+                    slot.tasks[position].note = note;
+                }
+            }
+        }
+    }
+
+    fn tend_placed(&mut self, name: SlotName, slot: &mut Slot, position: usize) {
+        let task = &slot.tasks[position];
+        match self.state(task) {
+            Some(state) if state.is_terminal() => self.tend_ended(name, slot, position, state),
+            state => {
+                if self.is_lost(task) {
+                    if matches!(name, SlotName::Replica(_)) {
+                        self.replace(name, slot, "its node failed", Until::Placed);
+                    }
+                } else if let Some(reason) = self.must_leave(task) {
+                    self.replace(name, slot, reason, Until::Now);
+                } else if state == Some(TaskState::Running) {
+                    self.memory.rejections.remove(&name);
+                    self.retire(slot, position, |_, _| true);
+                }
+            }
+        }
+    }
+
+    /// Returns why a task may not stay where it is. What a task was placed for is in its own template: an update replaces
+    /// tasks of an older one at its own pace.
+    fn must_leave(&self, task: &SlotTask) -> Option<&'static str> {
+        let id = task.node?;
+        let node = self.cluster.nodes.get(&id)?;
+        if global::is_drained(node) {
+            return Some("its node is drained");
+        }
+        let fits = if self.desired.is_run_by(task) {
+            self.request.is_wanted_on(id, node)
+        } else {
+            template_of(task)
+                .is_none_or(|template| Request::new(self.input.service, &template, &[]).is_wanted_on(id, node))
+        };
+        (node.ready && !fits).then_some("its node does not satisfy the constraints any more")
+    }
+
+    fn tend_ended(&mut self, name: SlotName, slot: &mut Slot, position: usize, state: TaskState) {
+        let now = self.input.now.time;
+        let ended = self.memory.ended.get(&slot.tasks[position].id).copied().unwrap_or(now);
+        let is_rejected = state == TaskState::Rejected;
+        let delay = if is_rejected {
+            let rounds = self.memory.rejections.get(&name).copied().unwrap_or(0);
+            REJECTED_DELAY.saturating_mul(1 << rounds.min(16)).min(REJECTED_DELAY_MAX)
+        } else {
+            Duration::from_nanos(self.restart_policy().delay.unwrap_or(RESTART_DELAY_NANOS_DEFAULT))
+        };
+        let has_elder = slot.tasks[position + 1..].iter().any(|task| is_current(task) && !self.is_lost(task));
+        if !is_rejected && !self.may_restart(name, slot, position, state) {
+            if !has_elder {
+                let note = self.error_of(&slot.tasks[position]);
+                shut_down(&mut slot.tasks[position], Some(state), &note);
+            }
+            return;
+        }
+        if now < ended + delay {
+            self.wake_at(ended + delay);
+            return;
+        }
+        if is_rejected {
+            *self.memory.rejections.entry(name).or_default() += 1;
+        } else {
+            self.memory.note_restart(name, now);
+        }
+        let note = self.error_of(&slot.tasks[position]);
+        shut_down(&mut slot.tasks[position], Some(state), &note);
+        if !has_elder {
+            self.fill(name, slot);
+        }
+    }
+
+    fn error_of(&self, task: &SlotTask) -> String {
+        let report = task.node.and_then(|node| (self.input.report)(node, task.id));
+        report.map(|report| report.error.clone()).unwrap_or_default()
+    }
+
+    fn restart_policy(&self) -> &'a shoal_protocol::spec::RestartPolicy {
+        &self.desired.spec.task_template.restart_policy
+    }
+
+    fn may_restart(&self, name: SlotName, slot: &Slot, position: usize, state: TaskState) -> bool {
+        let policy = self.restart_policy();
+        let by_condition = match policy.condition {
+            RestartCondition::None => false,
+            RestartCondition::OnFailure => state != TaskState::Complete,
+            RestartCondition::Any => true,
+        };
+        let max = match policy.max_attempts {
+            None | Some(0) => return by_condition,
+            Some(max) => usize::try_from(max).unwrap_or(usize::MAX),
+        };
+        let seen = self.memory.restarts.get(&name).map_or(&[] as &[Time], Vec::as_slice);
+        let attempts = match policy.window {
+            // Without a window the slot's history tells even a new holder of restarts it has not seen.
+            None | Some(0) => {
+                let index = slot.tasks[position].index;
+                let ended = |task: &&SlotTask| {
+                    task.index == index && matches!(task.last_seen, Some(TaskState::Complete | TaskState::Failed))
+                };
+                seen.len().max(slot.tasks[position + 1..].iter().filter(ended).count())
+            }
+            Some(window) => {
+                let window = Duration::from_nanos(window);
+                seen.iter().filter(|time| self.input.now.time.since(**time) < window).count()
+            }
+        };
+        by_condition && attempts < max
+    }
+
+    /// Ends all tasks after the one at `position` that are meant to run and that `which` picks.
+    fn retire(&self, slot: &mut Slot, position: usize, which: impl Fn(&Self, &SlotTask) -> bool) {
+        for task in slot.tasks[position + 1..].iter_mut().filter(|task| is_current(task)) {
+            if which(self, task) {
+                let state = self.state(task);
+                let note = if self.is_lost(task) { "its node failed" } else { "" };
+                shut_down(task, state, note);
+            }
+        }
+    }
+
+    /// Puts a new task before those that are meant to run.
+    fn replace(&mut self, name: SlotName, slot: &mut Slot, reason: &str, until: Until) {
+        self.fill(name, slot);
+        let has_node = slot.tasks.first().is_some_and(|task| task.node.is_some());
+        if has_node || until == Until::Now {
+            slot.tasks[1..].iter_mut().filter(|task| is_current(task)).for_each(|task| {
+                let state = reported(task, &self.input);
+                shut_down(task, state, reason);
+            });
+        }
+    }
+
+    /// Gives a slot a new task, on a node or waiting for one.
+    fn fill(&mut self, name: SlotName, slot: &mut Slot) {
+        if let SlotName::Node(id) = name
+            && !self.cluster.nodes.get(&id).is_some_and(|node| self.takes_tasks(id, node))
+        {
+            return;
+        }
+        let placed = self.place(name);
+        let task = SlotTask {
+            id: (self.ids)(),
+            node: placed.as_ref().ok().copied(),
+            desired: TaskState::Running,
+            created: self.input.now.wall,
+            index: self.desired.index,
+            template: self.desired.template.clone(),
+            ports: self.desired.ports.clone(),
+            note: placed.err().map(|refusals| refusals.to_string()).unwrap_or_default(),
+            last_seen: None,
+        };
+        slot.tasks.insert(0, task);
+    }
+
+    fn place(&mut self, name: SlotName) -> Result<NodeId, Refusals> {
+        match name {
+            SlotName::Replica(_) => {
+                let (request, cluster) = (&self.request, &mut *self.cluster);
+                self.placer.get_or_insert_with(|| Placer::new(request, cluster)).place(request, cluster)
+            }
+            SlotName::Node(id) => {
+                let node = self.cluster.nodes.get(&id).ok_or_else(Refusals::default)?;
+                if let Some(filter) = self.request.refusal(id, node) {
+                    return Err(Refusals::from(filter));
+                }
+                let (service, ports) = (self.request.service, self.request.ports);
+                self.cluster.occupy(id, service, &self.request.reservations, ports);
+                Ok(id)
+            }
+        }
+    }
+
+    /// Lets the update take its next step.
+    fn update(&mut self) -> Option<Option<shoal_protocol::value::Progress>> {
+        let phases: Vec<(SlotName, Phase)> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot::is_live(slot))
+            .map(|(&name, slot)| (name, self.phase(name, slot)))
+            .collect();
+        let (failures, failed) = self.memory.update_failures(self.desired.index);
+        let step = updater::step(&updater::Input {
+            policy: &self.policy,
+            index: self.desired.index,
+            progress: self.input.progress,
+            slots: &phases,
+            failures,
+            failed,
+            now: self.input.now,
+        });
+        if let Some(wake) = step.wake {
+            self.wake_at(wake);
+        }
+        for name in step.start {
+            self.with_slot(name, Self::start_update);
+        }
+        step.progress
+    }
+
+    fn phase(&self, name: SlotName, slot: &Slot) -> Phase {
+        let Some(position) = head(slot) else {
+            return if self.is_finished(slot) || !self.is_stopping(slot) { Phase::Settled } else { Phase::Moving };
+        };
+        let task = &slot.tasks[position];
+        let state = self.state(task);
+        if let SlotName::Node(_) = name
+            && self.is_lost(task)
+        {
+            return Phase::Settled; // its turn comes when its node is back
+        }
+        if !self.desired.is_run_by(task) {
+            return Phase::Dirty { running: state == Some(TaskState::Running) };
+        }
+        match state {
+            Some(state) if state.is_terminal() => Phase::Settled,
+            Some(TaskState::Running) => {
+                let since = self.memory.running.get(&task.id).copied().unwrap_or(self.input.now.time);
+                Phase::Running { since, updated: task.index == self.desired.index }
+            }
+            // The first task of a slot replaces nothing: others need not wait for it.
+            Some(_) | None if slot.tasks.len() == 1 => Phase::Settled,
+            Some(_) | None => Phase::Moving,
+        }
+    }
+
+    fn start_update(&mut self, name: SlotName, slot: &mut Slot) {
+        if self.policy.order == "start-first" {
+            self.fill(name, slot);
+            return;
+        }
+        for task in slot.tasks.iter_mut().filter(|task| is_current(task)) {
+            shut_down(task, None, "");
+        }
+        if !self.is_stopping(slot) {
+            self.fill(name, slot);
+        }
+    }
+
+    fn finish(mut self, progress: Option<Option<shoal_protocol::value::Progress>>) -> Plan {
+        let mut slots = Vec::new();
+        let mut kept = BTreeMap::new();
+        for (name, mut slot) in std::mem::take(&mut self.slots) {
+            slot::trim(&mut slot, |task| is_gone(task, &self.input, self.cluster));
+            let before = self.input.slots.get(&name);
+            if slot.tasks.is_empty() {
+                if before.is_some() {
+                    slots.push((name, None));
+                }
+                continue;
+            }
+            if before != Some(&slot) {
+                slots.push((name, Some(slot.clone())));
+            }
+            kept.insert(name, slot);
+        }
+        let cluster = &self.cluster;
+        self.memory.prune(&kept, |node| cluster.nodes.contains_key(&node));
+        Plan { slots, progress, wake: self.wake }
+    }
+}

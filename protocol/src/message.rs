@@ -68,6 +68,16 @@ pub enum PeerMessage {
         /// Whether it answered on a fresh connection.
         alive: bool,
     },
+    /// The holder of a lease would like to forget these tombstones: are they on the receiver's disk?
+    Tombstones {
+        /// Key and stamp of each.
+        asked: Vec<(Key, Stamp)>,
+    },
+    /// Those that are.
+    TombstonesHeld {
+        /// Key and stamp of each.
+        held: Vec<(Key, Stamp)>,
+    },
     /// The sender goes away.
     Farewell {
         /// True when it will be back within 30 s and keeps its tasks; false when it leaves the cluster.

@@ -135,6 +135,14 @@ impl Store {
         self.entries.get(&Key::Node(node)).is_some_and(|entry| entry.registers.removed() == Some(Removed::Tombstone))
     }
 
+    /// Returns the removed nodes.
+    pub fn banned(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.entries.range(Key::Node(NodeId(0))..=Key::Node(NodeId(u128::MAX))).filter_map(|(key, _)| match *key {
+            Key::Node(node) if self.is_banned(node) => Some(node),
+            _ => None,
+        })
+    }
+
     /// Returns a service.
     pub fn service(&self, service: ServiceId) -> Option<&ServiceObject> {
         self.service_and_spec(service).map(|(object, _)| object)

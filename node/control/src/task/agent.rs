@@ -65,6 +65,7 @@ pub enum AgentAction {
     Forget(TaskId),
 }
 
+#[derive(Debug)]
 struct Entry {
     life: Life,
     wanted: Option<Wanted>,
@@ -81,6 +82,7 @@ struct Entry {
 /// until [`Agent::sync_complete`].
 ///
 /// Its queues are bounded by the number of tasks: one call, one report and one farewell each.
+#[derive(Debug)]
 pub struct Agent {
     node: NodeIdentity,
     tasks: BTreeMap<TaskId, Entry>,
@@ -123,6 +125,11 @@ impl Agent {
             self.tasks.insert(task, entry);
         }
         self.advance_all(now);
+    }
+
+    /// Takes over what the node can give to tasks from now on.
+    pub fn set_capacity(&mut self, capacity: Reservations) {
+        self.node.capacity = capacity;
     }
 
     /// Takes over the containers that the driver listed. Called once, after the start and before anything is done; later calls

@@ -1,0 +1,187 @@
+//! What happens to a node's decisions, and what they ask for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use shoal_protocol::message::PeerMessage;
+use shoal_protocol::record::Record;
+use shoal_protocol::token::Role;
+use shoal_protocol::value::NodeStatus;
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{Key, NodeId, TaskId};
+
+use crate::lease;
+use crate::routes::RouteTable;
+use crate::task::{DriverCall, DriverReport, Found};
+
+/// Number of a write that waits for its answer; chosen by whoever asks.
+pub type RequestId = u64;
+
+/// Something that happened outside.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Time went on. Due by [`super::Control::poll_timeout`] at the latest.
+    Tick,
+    /// An admitted peer is connected.
+    PeerUp {
+        /// Who.
+        node: NodeId,
+        /// The role in its credential.
+        role: Role,
+    },
+    /// The connection to a peer is gone.
+    PeerDown {
+        /// Who.
+        node: NodeId,
+    },
+    /// A peer said something.
+    Message {
+        /// Who.
+        from: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// A batch is on disk.
+    Persisted {
+        /// The number in [`Action::Persist`].
+        token: u64,
+    },
+    /// A batch is not on disk; everything that waited for it is refused.
+    PersistFailed {
+        /// The number in [`Action::Persist`].
+        token: u64,
+        /// For people, with the path and the way out.
+        error: String,
+    },
+    /// A user wants to write.
+    Request {
+        /// Repeated in [`Action::Reply`].
+        request: RequestId,
+        /// What.
+        write: Write,
+    },
+    /// A driver reports about a task.
+    Driver {
+        /// Which task.
+        task: TaskId,
+        /// What.
+        report: DriverReport,
+    },
+    /// The containers that the driver found when the daemon started.
+    Found(Vec<Found>),
+    /// A fresh connection that was asked for with [`Action::Probe`] answered, or did not.
+    Probed {
+        /// Who was probed.
+        node: NodeId,
+        /// The number in [`Action::Probe`].
+        request: u64,
+        /// Whether it answered.
+        alive: bool,
+    },
+    /// The gossip layer changed its mind about a node: a hint, never a verdict.
+    Phi {
+        /// Who.
+        node: NodeId,
+        /// Whether heartbeats arrive as expected.
+        alive: bool,
+    },
+    /// The gossip layer learned where a node listens.
+    Address {
+        /// Who.
+        node: NodeId,
+        /// Where.
+        address: SocketAddr,
+    },
+    /// What this node says of itself changed.
+    Status(NodeStatus),
+    /// A manager of this cluster said, over a connection that proves who it is, that this node was removed.
+    Banned,
+    /// This node goes away: hands its leases over and says so.
+    Leave {
+        /// Whether it will be back and keeps its tasks.
+        restarting: bool,
+    },
+}
+
+/// Something the shells are to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Sends a message; it may be lost.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: PeerMessage,
+        /// Whether it may wait behind other messages.
+        bulk: bool,
+    },
+    /// Makes a batch durable, then reports [`Event::Persisted`] or [`Event::PersistFailed`]. Batches are made durable in order.
+    Persist {
+        /// Repeated in the event.
+        token: u64,
+        /// What.
+        batch: PersistBatch,
+    },
+    /// Answers a user's write.
+    Reply {
+        /// The number of [`Event::Request`].
+        request: RequestId,
+        /// What came of it.
+        result: Result<Written, WriteError>,
+    },
+    /// Calls the driver; its answer comes as [`Event::Driver`].
+    Driver {
+        /// For which task.
+        task: TaskId,
+        /// What.
+        call: DriverCall,
+    },
+    /// Waits for the end of a container that was adopted.
+    Adopt {
+        /// Of which task.
+        task: TaskId,
+    },
+    /// Dials a node afresh, then reports [`Event::Probed`].
+    Probe {
+        /// Who.
+        node: NodeId,
+        /// Where, if known.
+        address: Option<SocketAddr>,
+        /// Repeated in the event.
+        request: u64,
+    },
+    /// Forwards published ports as this table says; replaces the last one.
+    Routes {
+        /// Ports on every node.
+        ingress: RouteTable,
+        /// Ports of tasks on this node alone.
+        host: BTreeMap<u16, SocketAddr>,
+    },
+    /// Keeps connections to these nodes and to no others; replaces the last list.
+    Peers {
+        /// Members other than this node, with the addresses last heard.
+        known: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
+        /// Removed nodes, refused for good.
+        banned: BTreeSet<NodeId>,
+    },
+    /// This node was removed from the cluster: stop its tasks, forget the membership.
+    Removed,
+}
+
+/// What one transaction makes durable.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PersistBatch {
+    /// Records to keep, replacing those of the same key.
+    pub records: Vec<Record>,
+    /// Keys to forget.
+    pub removed: Vec<Key>,
+    /// Grants and voters, if they changed.
+    pub leases: Option<lease::Durable>,
+}
+
+impl PersistBatch {
+    /// Returns whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.removed.is_empty() && self.leases.is_none()
+    }
+}

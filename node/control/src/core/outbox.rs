@@ -1,0 +1,176 @@
+//! What is on its way out: actions for the shells, records for the peers, records for the disk.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use shoal_protocol::message::{PeerMessage, RECORDS_MAX};
+use shoal_protocol::record::Record;
+use shoal_protocol::token::Role;
+use shoal_protocol::{Key, NodeId, Stamp, Time};
+
+use super::event::{Action, PersistBatch};
+
+/// Bytes of record bodies in one delta at most; further records go into further messages.
+const DELTA_BYTES_MAX: usize = 256 * 1024;
+
+/// How long status records wait for company on their way to peers that take no decisions.
+const STATUS_EVERY: Duration = Duration::from_millis(200);
+
+/// How long a disk that refused a write is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a batch is made durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// Records that arrived; nobody waits. The keys are written again if this fails.
+    Background(BTreeSet<Key>),
+    /// A grant of leases, by the lease core's own number.
+    Leases(u64),
+    /// Records that a holder asked this voter to keep.
+    Append {
+        /// Who asked.
+        to: NodeId,
+        /// The number of the question.
+        request: u64,
+    },
+    /// Tombstones that a holder wants to collect.
+    Tombstones {
+        /// Who asked.
+        to: NodeId,
+        /// Those that are on this node's disk once this batch is.
+        held: Vec<(Key, Stamp)>,
+    },
+    /// The holder's own copy of a write.
+    Commit(u64),
+}
+
+/// Everything that is to leave the decisions.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    actions: VecDeque<Action>,
+    deltas: Vec<Record>,
+    status: BTreeMap<Key, Record>,
+    status_due: Option<Time>,
+    unsaved: BTreeMap<Key, Record>,
+    promises: BTreeMap<u64, Promise>,
+    last_token: u64,
+    background: bool,
+    retry_at: Time,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    pub(super) fn send(&mut self, to: NodeId, message: PeerMessage) {
+        self.push(Action::Send { to, message, bulk: false });
+    }
+
+    pub(super) fn send_bulk(&mut self, to: NodeId, message: PeerMessage) {
+        self.push(Action::Send { to, message, bulk: true });
+    }
+
+    /// Queues a record that this node authored for all peers.
+    pub(super) fn spread(&mut self, record: Record) {
+        if record.key.status_of().is_some() {
+            self.status.insert(record.key, record.clone());
+        }
+        self.deltas.push(record);
+    }
+
+    /// Sends records to one peer now.
+    pub(super) fn say(&mut self, to: NodeId, records: Vec<Record>) {
+        for chunk in chunks(records) {
+            self.send(to, PeerMessage::Delta(chunk));
+        }
+    }
+
+    /// Queues a record for the disk; nobody waits for it.
+    pub(super) fn save(&mut self, record: Record) {
+        if record.key.is_durable() {
+            self.unsaved.insert(record.key, record);
+        }
+    }
+
+    /// Asks for a batch to be made durable at once and remembers why.
+    pub(super) fn persist(&mut self, mut batch: PersistBatch, promise: Promise) {
+        // What waits anyway shares the transaction.
+        let waiting = std::mem::take(&mut self.unsaved);
+        batch.records.extend(waiting.into_values());
+        self.last_token += 1;
+        self.promises.insert(self.last_token, promise);
+        self.push(Action::Persist { token: self.last_token, batch });
+    }
+
+    /// Returns why a batch was written, once.
+    pub(super) fn take_promise(&mut self, token: u64) -> Option<Promise> {
+        let promise = self.promises.remove(&token);
+        if matches!(promise, Some(Promise::Background(_))) {
+            self.background = false;
+        }
+        promise
+    }
+
+    /// Holds back writes that nobody waits for: the disk just refused one.
+    pub(super) fn back_off(&mut self, now: Time) {
+        self.retry_at = now + RETRY_AFTER;
+    }
+
+    /// Turns what was queued into messages. Status goes to managers at once and to the others a little later, together.
+    pub(super) fn flush(&mut self, peers: &BTreeMap<NodeId, Role>, now: Time) {
+        let deltas = std::mem::take(&mut self.deltas);
+        let status_is_due = self.status_due.is_some_and(|due| due <= now);
+        let status = if status_is_due { std::mem::take(&mut self.status) } else { BTreeMap::new() };
+        self.status_due = match (self.status.is_empty(), self.status_due) {
+            (true, _) => None,
+            (false, Some(due)) if !status_is_due => Some(due),
+            (false, _) => Some(now + STATUS_EVERY),
+        };
+        for (&peer, role) in peers {
+            let records: Vec<Record> = match role {
+                Role::Manager => deltas.clone(),
+                Role::Worker => deltas
+                    .iter()
+                    .filter(|record| record.key.status_of().is_none())
+                    .chain(status.values())
+                    .cloned()
+                    .collect(),
+            };
+            self.say(peer, records);
+        }
+        if !self.background && !self.unsaved.is_empty() && self.retry_at <= now {
+            self.background = true;
+            let keys = self.unsaved.keys().copied().collect();
+            self.persist(PersistBatch::default(), Promise::Background(keys));
+        }
+    }
+
+    /// When coalesced status is due to leave.
+    pub(super) fn timeout(&self) -> Option<Time> {
+        self.status_due
+    }
+}
+
+/// Divides records into messages that fit a frame.
+fn chunks(records: Vec<Record>) -> Vec<Vec<Record>> {
+    let mut chunks: Vec<Vec<Record>> = Vec::new();
+    let mut room = 0usize;
+    for record in records {
+        let bytes = 128 + record.body.as_ref().map_or(0, Vec::len);
+        let full = chunks.last().is_none_or(|chunk| chunk.len() >= RECORDS_MAX || bytes > room);
+        if full {
+            chunks.push(Vec::new());
+            room = DELTA_BYTES_MAX;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.push(record);
+        }
+    }
+    chunks
+}

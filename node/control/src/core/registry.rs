@@ -1,0 +1,232 @@
+//! What the holder of the registry lease does with a write: check it against the document, say which records change.
+//!
+//! Knows nothing of leases, voters or durability. Deciding the same write twice is harmless: a change that is already there
+//! is answered as done, so that a manager may forward it again when a holder was replaced half-way.
+
+use std::collections::BTreeMap;
+
+use shoal_protocol::spec::{NodeSpec, PortConfig, SPEC_BYTES_MAX, ServiceSpec};
+use shoal_protocol::token::Role;
+use shoal_protocol::value::{ClusterObject, NodeObject, ServiceObject, Value};
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{Key, NodeId, ServiceId, WallTime};
+
+use crate::allocator;
+use crate::store::Store;
+
+/// Services of a cluster at most; more are refused.
+pub const SERVICES_MAX: usize = 10_000;
+
+/// Records to write for one request, and the answer once they are durable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// New values by key; `None` removes.
+    pub changes: Vec<(Key, Option<Value>)>,
+    /// Records that say it already, to be made durable once more before the user is told.
+    pub confirm: Vec<Key>,
+    /// What the user is told.
+    pub written: Written,
+}
+
+impl Decision {
+    fn one(key: Key, value: Option<Value>, index: u64) -> Self {
+        let written = Written { index, warnings: Vec::new() };
+        Self { changes: vec![(key, value)], confirm: Vec::new(), written }
+    }
+
+    /// The change is there already.
+    fn done(key: Key, index: u64) -> Self {
+        let written = Written { index, warnings: Vec::new() };
+        Self { changes: Vec::new(), confirm: vec![key], written }
+    }
+}
+
+/// Checks a write and returns the records that carry it out. `is_down` tells which nodes are known to be gone.
+pub fn decide(
+    write: &Write,
+    store: &Store,
+    is_down: impl Fn(NodeId) -> bool,
+    now: WallTime,
+) -> Result<Decision, WriteError> {
+    match write {
+        Write::CreateService { id, spec } => create_service(*id, spec, store, now),
+        Write::UpdateService { id, version, spec, rollback } => {
+            update_service(*id, *version, spec, *rollback, store, now)
+        }
+        Write::RemoveService { id } => match store.service(*id) {
+            Some(_) => Ok(Decision::one(Key::Service(*id), None, 0)),
+            None if store.stamp(&Key::Service(*id)).is_some() => Ok(Decision::done(Key::Service(*id), 0)),
+            None => Err(not_found("service", *id)),
+        },
+        Write::AdmitNode { id, role } => admit_node(*id, *role, store, now),
+        Write::UpdateNode { id, version, spec } => update_node(*id, *version, spec, store, now),
+        Write::RemoveNode { id, force } => match store.node(*id) {
+            Some(_) if !force && !is_down(*id) => {
+                Err(WriteError::Precondition(format!("node {id} is not down and can't be removed")))
+            }
+            Some(_) => Ok(Decision::one(Key::Node(*id), None, 0)),
+            None if store.is_banned(*id) => Ok(Decision::done(Key::Node(*id), 0)),
+            None => Err(not_found("node", *id)),
+        },
+        Write::UpdateCluster { cluster } => update_cluster(cluster, store, now),
+    }
+}
+
+fn not_found(kind: &str, id: impl std::fmt::Display) -> WriteError {
+    WriteError::NotFound(format!("{kind} {id} not found"))
+}
+
+fn read_service_spec(json: &str) -> Result<ServiceSpec, WriteError> {
+    let invalid = |error: String| WriteError::Invalid(error);
+    if json.len() > SPEC_BYTES_MAX {
+        return Err(invalid(format!("spec of {} bytes is larger than the limit of {SPEC_BYTES_MAX}", json.len())));
+    }
+    ServiceSpec::parse(json).map_err(|error| invalid(error.to_string()))
+}
+
+fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+    let spec = read_service_spec(json)?;
+    if let Some(existing) = store.service(id) {
+        return if existing.spec == json {
+            Ok(Decision::done(Key::Service(id), existing.index))
+        } else {
+            Err(WriteError::Conflict(format!("service {id} already exists")))
+        };
+    }
+    if store.services().any(|(_, _, other)| other.name == spec.name) {
+        return Err(WriteError::Conflict(format!(
+            "name conflicts with an existing object: service {} already exists",
+            spec.name
+        )));
+    }
+    if store.services().count() >= SERVICES_MAX {
+        return Err(WriteError::Precondition(format!("the cluster has {SERVICES_MAX} services, which is the limit")));
+    }
+    let ports = allocate_ports(id, &spec, &[], store)?;
+    let service =
+        ServiceObject { index: 1, created: now, updated: now, spec: json.to_owned(), previous_spec: None, ports };
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1))
+}
+
+fn update_service(
+    id: ServiceId,
+    version: u64,
+    json: &str,
+    rollback: bool,
+    store: &Store,
+    now: WallTime,
+) -> Result<Decision, WriteError> {
+    let current = store.service(id).ok_or_else(|| not_found("service", id))?;
+    let json = match (rollback, &current.previous_spec) {
+        (false, _) => json,
+        (true, Some(previous)) => previous,
+        (true, None) => {
+            return Err(WriteError::Precondition(format!("service {id} does not have a previous spec")));
+        }
+    };
+    if current.index != version {
+        // Forwarded twice: the first copy was carried out.
+        return if current.index == version + 1 && current.spec == json && !rollback {
+            Ok(Decision::done(Key::Service(id), current.index))
+        } else {
+            Err(WriteError::OutOfSequence)
+        };
+    }
+    let spec = read_service_spec(json)?;
+    if let Some(before) = store.service_spec(id) {
+        if before.name != spec.name {
+            return Err(WriteError::Invalid("renaming services is not supported".to_owned()));
+        }
+        if before.mode.replicas().is_some() != spec.mode.replicas().is_some() {
+            return Err(WriteError::Invalid("service mode change is not allowed".to_owned()));
+        }
+    }
+    let ports = allocate_ports(id, &spec, &current.ports, store)?;
+    let index = current.index + 1;
+    let service = ServiceObject {
+        index,
+        created: current.created,
+        updated: now,
+        spec: json.to_owned(),
+        previous_spec: Some(current.spec.clone()),
+        ports,
+    };
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index))
+}
+
+/// Returns whether a service that turned up late has the name or a published port of another one.
+pub fn clashes(id: ServiceId, store: &Store) -> bool {
+    let (Some(spec), Some(object)) = (store.service_spec(id), store.service(id)) else { return false };
+    let same_name = store.services().any(|(other, _, theirs)| other != id && theirs.name == spec.name);
+    same_name || allocate_ports(id, spec, &object.ports, store).is_err()
+}
+
+fn allocate_ports(
+    id: ServiceId,
+    spec: &ServiceSpec,
+    before: &[PortConfig],
+    store: &Store,
+) -> Result<Vec<PortConfig>, WriteError> {
+    let others: BTreeMap<ServiceId, (&str, &[PortConfig])> = store
+        .services()
+        .filter(|(other, _, _)| *other != id)
+        .map(|(other, object, spec)| (other, (spec.name.as_str(), object.ports.as_slice())))
+        .collect();
+    allocator::allocate(&spec.endpoint_spec.ports, before, &others)
+        .map_err(|error| WriteError::Invalid(error.to_string()))
+}
+
+fn admit_node(id: NodeId, role: Role, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+    if store.is_banned(id) {
+        return Err(WriteError::Conflict(format!("node {id} was removed from this cluster and cannot come back")));
+    }
+    if let Some(existing) = store.node(id) {
+        let same = store.node_spec(id).is_some_and(|spec| spec.role == role);
+        return if same {
+            Ok(Decision::done(Key::Node(id), existing.index))
+        } else {
+            Err(WriteError::Conflict(format!("node {id} is a member with another role")))
+        };
+    }
+    let spec = NodeSpec { role, ..NodeSpec::default() };
+    let spec = serde_json::to_string(&spec).map_err(|error| WriteError::Invalid(error.to_string()))?;
+    let node = NodeObject { index: 1, created: now, updated: now, spec };
+    Ok(Decision::one(Key::Node(id), Some(Value::Node(node)), 1))
+}
+
+fn update_node(id: NodeId, version: u64, json: &str, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+    let current = store.node(id).ok_or_else(|| not_found("node", id))?;
+    if current.index != version {
+        return if current.index == version + 1 && current.spec == json {
+            Ok(Decision::done(Key::Node(id), current.index))
+        } else {
+            Err(WriteError::OutOfSequence)
+        };
+    }
+    if json.len() > SPEC_BYTES_MAX {
+        return Err(WriteError::Invalid(format!("spec is larger than the limit of {SPEC_BYTES_MAX} bytes")));
+    }
+    let spec: NodeSpec =
+        serde_json::from_str(json).map_err(|error| WriteError::Invalid(format!("invalid node spec: {error}")))?;
+    if store.node_spec(id).is_some_and(|before| before.role != spec.role) {
+        return Err(WriteError::Invalid("changing a node's role is not supported yet".to_owned()));
+    }
+    let index = current.index + 1;
+    let node = NodeObject { index, created: current.created, updated: now, spec: json.to_owned() };
+    Ok(Decision::one(Key::Node(id), Some(Value::Node(node)), index))
+}
+
+fn update_cluster(cluster: &ClusterObject, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+    let Some(current) = store.cluster() else {
+        return Err(WriteError::NotFound("the cluster has no settings yet".to_owned()));
+    };
+    if current.id != cluster.id || current.root_pem != cluster.root_pem {
+        return Err(WriteError::Invalid("a cluster's identity cannot be changed".to_owned()));
+    }
+    if current.index != cluster.index {
+        return Err(WriteError::OutOfSequence);
+    }
+    let index = current.index + 1;
+    let cluster = ClusterObject { index, created: current.created, updated: now, ..cluster.clone() };
+    Ok(Decision::one(Key::Cluster, Some(Value::Cluster(cluster)), index))
+}

@@ -1,0 +1,142 @@
+//! Writes that users of this node wait for: where each was sent, and when to send it again or give up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_protocol::write::{Write, WriteError};
+use shoal_protocol::{NodeId, Time};
+
+use super::event::RequestId;
+
+/// Writes that may wait at once; more are answered with [`WriteError::Busy`].
+pub(super) const WAITING_MAX: usize = 1024;
+
+/// A write that was not answered for this long is sent again; carrying one out twice is harmless.
+const RESEND_AFTER: Duration = Duration::from_secs(2);
+
+/// A write waits this long for a holder to be found and to answer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+
+/// Without a quorum for this long a write is refused instead of waiting.
+pub(super) const NO_QUORUM_AFTER: Duration = Duration::from_secs(5);
+
+/// Writes of this node's users.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    waiting: BTreeMap<RequestId, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    write: Write,
+    since: Time,
+    sent: Option<(NodeId, Time)>,
+}
+
+impl Requests {
+    /// Takes a write in.
+    pub(super) fn add(&mut self, request: RequestId, write: Write, now: Time) -> Result<(), WriteError> {
+        if self.waiting.len() >= WAITING_MAX {
+            return Err(WriteError::Busy);
+        }
+        self.waiting.insert(request, Waiting { write, since: now, sent: None });
+        Ok(())
+    }
+
+    /// Returns the writes to send to the present holder now, and notes that they were.
+    pub(super) fn to_send(&mut self, holder: NodeId, now: Time) -> Vec<(RequestId, Write)> {
+        let mut due = Vec::new();
+        for (&request, waiting) in &mut self.waiting {
+            let again = match waiting.sent {
+                None => true,
+                Some((to, when)) => to != holder || now.since(when) >= RESEND_AFTER,
+            };
+            if again {
+                waiting.sent = Some((holder, now));
+                due.push((request, waiting.write.clone()));
+            }
+        }
+        due
+    }
+
+    /// Removes a write that was answered. Returns whether it was still waiting.
+    pub(super) fn answered(&mut self, request: RequestId) -> bool {
+        self.waiting.remove(&request).is_some()
+    }
+
+    /// Notes that the node a write was sent to could not carry it out: it will be sent again.
+    pub(super) fn returned(&mut self, request: RequestId) {
+        if let Some(waiting) = self.waiting.get_mut(&request) {
+            waiting.sent = None;
+        }
+    }
+
+    /// Removes and returns the writes that waited too long. `quorum_lost` is how long there has been no quorum.
+    pub(super) fn expired(&mut self, quorum_lost: Option<Duration>, now: Time) -> Vec<(RequestId, WriteError)> {
+        let hopeless = quorum_lost.is_some_and(|lost| lost >= NO_QUORUM_AFTER);
+        let reason = if quorum_lost.is_some() {
+            "a majority of the voters cannot be reached; running tasks go on, writes are refused until it is back"
+        } else {
+            "no holder of the registry lease answered in time; the write may still take effect"
+        };
+        let expired: Vec<RequestId> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| {
+                let waited = now.since(waiting.since);
+                waited >= GIVE_UP_AFTER || (hopeless && waiting.sent.is_none())
+            })
+            .map(|(&request, _)| request)
+            .collect();
+        expired
+            .into_iter()
+            .filter_map(|request| {
+                self.waiting.remove(&request).map(|_| (request, WriteError::NoQuorum(reason.to_owned())))
+            })
+            .collect()
+    }
+
+    /// Returns whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_protocol::ServiceId;
+
+    fn write() -> Write {
+        Write::RemoveService { id: ServiceId(1) }
+    }
+
+    #[test]
+    fn a_write_follows_the_holder() {
+        let mut requests = Requests::default();
+        requests.add(1, write(), Time(0)).unwrap();
+        assert_eq!(requests.to_send(NodeId(1), Time(0)).len(), 1);
+        assert!(requests.to_send(NodeId(1), Time(100)).is_empty(), "it is under way");
+        assert_eq!(requests.to_send(NodeId(2), Time(200)).len(), 1, "the holder changed");
+        assert_eq!(requests.to_send(NodeId(2), Time(2_300)).len(), 1, "no answer came");
+        requests.returned(1);
+        assert_eq!(requests.to_send(NodeId(2), Time(2_400)).len(), 1, "it was returned");
+        assert!(requests.answered(1));
+        assert!(!requests.answered(1));
+    }
+
+    #[test]
+    fn waiting_ends_with_a_reason() {
+        for (name, lost, now, refused) in [
+            ("a holder is being replaced", None, 4_000, false),
+            ("nobody answers", None, 10_000, true),
+            ("the quorum is just gone", Some(1), 1_000, false),
+            ("the quorum is gone for good", Some(6), 6_000, true),
+        ] {
+            let mut requests = Requests::default();
+            requests.add(1, write(), Time(0)).unwrap();
+            let expired = requests.expired(lost.map(Duration::from_secs), Time(now));
+            assert_eq!(!expired.is_empty(), refused, "{name}");
+        }
+    }
+}

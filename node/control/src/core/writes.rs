@@ -1,0 +1,393 @@
+//! Leases and writes: taking leases into use, carrying users' writes to the holder, making them durable.
+
+use std::collections::BTreeSet;
+
+use shoal_protocol::lease::LeaseId;
+use shoal_protocol::message::{AppendError, Appended, PeerMessage};
+use shoal_protocol::record::Record;
+use shoal_protocol::token::Role;
+use shoal_protocol::value::{Claim, Value};
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{Key, NodeId, Now, Stamp};
+
+use super::commit::{Origin, Outcome};
+use super::event::{Action, PersistBatch, RequestId};
+use super::outbox::Promise;
+use super::{Control, lease_of, registry};
+use crate::lease;
+use crate::store::{PutError, Store};
+use crate::view::Health;
+
+/// A newly connected manager is asked for leases after this long: rebalancing to a node that flaps would hurt twice.
+const SETTLED_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Control {
+    /// Tells the lease core who may hold leases.
+    pub(super) fn update_candidates(&mut self, now: Now) -> bool {
+        if !std::mem::take(&mut self.dirty.candidates) {
+            return false;
+        }
+        let mut eligible = Vec::new();
+        let mut settled = Vec::new();
+        for (node, _, _) in self.store.nodes() {
+            if !self.is_manager(node) || !matches!(self.health(node), Health::Alive) {
+                continue;
+            }
+            if node == self.me && self.leaving {
+                continue;
+            }
+            eligible.push(node);
+            let since =
+                if node == self.me { self.started } else { self.alive_since.get(&node).copied().unwrap_or(now.time) };
+            if now.time.since(since) >= SETTLED_AFTER {
+                settled.push(node);
+            }
+        }
+        self.leases.handle_event(lease::Event::Candidates { eligible, settled }, now.time);
+        true
+    }
+
+    /// Performs what the lease core asks for.
+    pub(super) fn drain_leases(&mut self, now: Now) -> bool {
+        let mut moved = false;
+        while let Some(action) = self.leases.poll_action() {
+            moved = true;
+            match action {
+                lease::Action::Send { to, message } => self.outbox.send(to, PeerMessage::Lease(message)),
+                lease::Action::Persist { token, durable } => {
+                    let batch = PersistBatch { leases: Some(durable), ..PersistBatch::default() };
+                    self.outbox.persist(batch, Promise::Leases(token));
+                }
+                lease::Action::Acquired { lease, epoch } => {
+                    let serial = self.repair.next_serial();
+                    self.holds.acquired(lease, epoch, serial);
+                    self.start_repairs(now);
+                }
+                lease::Action::Lost { lease } => self.lease_lost(lease),
+                lease::Action::VotersChanged(voters) => {
+                    let stamp = Stamp { lineage: 0, epoch: voters.version, seq: 0 };
+                    self.author(Key::Voters, stamp, Some(Value::Voters(voters)));
+                }
+                lease::Action::CatchUp { version, from, need } => self.catch_up(version, from, need),
+            }
+        }
+        moved
+    }
+
+    fn lease_lost(&mut self, lease: LeaseId) {
+        self.holds.lost(lease);
+        if lease != LeaseId::REGISTRY {
+            return;
+        }
+        self.late.clear();
+        for origin in self.commit.abandon() {
+            self.give_back(origin);
+        }
+    }
+
+    fn give_back(&mut self, origin: Origin) {
+        match origin {
+            Origin::Here(request) => self.requests.returned(request),
+            Origin::Peer(to, request) => self.outbox.send(to, PeerMessage::WriteReply { request, result: None }),
+            Origin::Nobody => {}
+        }
+    }
+
+    /// Takes leases into use that have caught up, and moves writes along.
+    pub(super) fn use_leases(&mut self, now: Now) -> bool {
+        let majority = self.leases.voters().majority();
+        let ready = self.holds.become_ready(self.me, majority, |lease| self.leases.granters(lease));
+        let mut moved = !ready.is_empty();
+        for (lease, epoch) in ready {
+            self.synced = true;
+            let stamp = Stamp { lineage: 0, epoch, seq: 0 };
+            self.author(Key::Claim(lease), stamp, Some(Value::Claim(Claim { lease, holder: self.me })));
+            if lease != LeaseId::REGISTRY {
+                // A new holder looks at everything: there is no second way to begin.
+                self.dirty.all_services = true;
+            }
+        }
+        let voters = self.leases.voters().version;
+        let enough = |catch_up: &super::CatchUp| catch_up.from.intersection(&catch_up.done).count() >= catch_up.need;
+        if let Some((&version, _)) = self.catching_up.iter().find(|(_, catch_up)| enough(catch_up)) {
+            self.catching_up.remove(&version);
+            self.leases.handle_event(lease::Event::CaughtUp { version }, now.time);
+            moved = true;
+        }
+        self.catching_up.retain(|&version, _| version >= voters);
+        self.send_requests(now);
+        moved | self.carry_out_writes(now)
+    }
+
+    /// Sends users' writes to the holder of the registry lease, this node included.
+    fn send_requests(&mut self, now: Now) {
+        if self.requests.is_empty() {
+            return;
+        }
+        let here = self.uses(LeaseId::REGISTRY, now.time).is_some();
+        let holder = if here { Some(self.me) } else { self.leases.holder(LeaseId::REGISTRY).map(|(holder, _)| holder) };
+        let Some(holder) = holder else { return };
+        if !here && !self.peers.contains_key(&holder) {
+            return;
+        }
+        for (request, write) in self.requests.to_send(holder, now.time) {
+            if !here {
+                self.outbox.send(holder, PeerMessage::Write { request, write });
+            } else if self.commit.enqueue(Origin::Here(request), write).is_err() {
+                self.requests.returned(request);
+            }
+        }
+    }
+
+    /// Takes in a user's write.
+    pub(super) fn request(&mut self, request: RequestId, write: Write, now: Now) {
+        let refused = if !self.is_manager(self.me) {
+            Some(WriteError::NotManager { managers: self.manager_addresses() })
+        } else {
+            self.requests.add(request, write, now.time).err()
+        };
+        if let Some(error) = refused {
+            self.outbox.push(Action::Reply { request, result: Err(error) });
+        }
+    }
+
+    /// Returns where live managers can be reached.
+    pub fn manager_addresses(&self) -> Vec<String> {
+        let managers = self.store.nodes().filter(|(_, _, spec)| spec.role == Role::Manager);
+        managers
+            .map(|(node, _, _)| node)
+            .filter(|node| self.is_alive(*node))
+            .filter_map(|node| self.store.node_status(node)?.address)
+            .map(|address| address.to_string())
+            .collect()
+    }
+
+    pub(super) fn write_reply(&mut self, request: u64, result: Option<Result<Written, WriteError>>) {
+        match result {
+            None => self.requests.returned(request),
+            Some(result) => {
+                if self.requests.answered(request) {
+                    self.outbox.push(Action::Reply { request, result });
+                }
+            }
+        }
+    }
+
+    pub(super) fn expire_requests(&mut self, now: Now) {
+        let lost = self.quorum_lost.map(|since| now.time.since(since));
+        for (request, error) in self.requests.expired(lost, now.time) {
+            self.outbox.push(Action::Reply { request, result: Err(error) });
+        }
+    }
+
+    pub(super) fn watch_quorum(&mut self, now: Now) {
+        if self.has_quorum(now.time) {
+            self.quorum_lost = None;
+        } else {
+            self.quorum_lost.get_or_insert(now.time);
+        }
+    }
+
+    /// Decides, sends and finishes writes as the holder of the registry lease.
+    fn carry_out_writes(&mut self, now: Now) -> bool {
+        let Some(epoch) = self.uses(LeaseId::REGISTRY, now.time) else {
+            // A write that was forwarded here by mistake goes back at once.
+            for origin in self.commit.abandon() {
+                self.give_back(origin);
+            }
+            return false;
+        };
+        let mut moved = self.finish_write();
+        while !self.commit.is_busy() {
+            let Some((origin, write)) = self.commit.next() else { break };
+            self.begin_write(origin, &write, epoch, now);
+            moved = true;
+        }
+        if !self.commit.is_busy() {
+            moved |= self.settle_late_records(epoch, now);
+        }
+        if let Some((voters, append)) = self.commit.resend(now.time) {
+            for voter in voters.into_iter().filter(|voter| *voter != self.me) {
+                self.outbox.send(voter, PeerMessage::Append(append.clone()));
+            }
+        }
+        moved
+    }
+
+    fn begin_write(&mut self, origin: Origin, write: &Write, epoch: u64, now: Now) {
+        let is_down = |node| matches!(self.health(node), Health::Failed | Health::Left);
+        match registry::decide(write, &self.store, is_down, now.wall) {
+            Err(error) => self.reply(origin, Err(error)),
+            Ok(decision) => {
+                let mut records: Vec<Record> = Vec::new();
+                for (key, value) in decision.changes {
+                    match self.draft(key, value.as_ref(), epoch) {
+                        Ok(record) => records.push(record),
+                        Err(error) => return self.reply(origin, Err(WriteError::Invalid(error.to_string()))),
+                    }
+                }
+                // What is there already may be on a minority of the disks only: make sure before saying that it is done.
+                records.extend(decision.confirm.iter().filter_map(|key| self.store.record(key)));
+                self.make_durable(origin, decision.written, records, epoch, now);
+            }
+        }
+    }
+
+    /// Makes a record under the registry lease without putting it into the document.
+    fn draft(&mut self, key: Key, value: Option<&Value>, epoch: u64) -> Result<Record, PutError> {
+        let seq = self.holds.next_seq(LeaseId::REGISTRY);
+        Store::seal(key, Stamp { lineage: 0, epoch, seq }, self.me, value)
+    }
+
+    fn make_durable(&mut self, origin: Origin, written: Written, records: Vec<Record>, epoch: u64, now: Now) {
+        let voters = self.leases.voters().clone();
+        let append = self.commit.begin(origin, written, records, (LeaseId::REGISTRY, epoch), voters.clone(), now.time);
+        for &voter in &voters.members {
+            if voter == self.me {
+                let batch = PersistBatch { records: append.records.clone(), ..PersistBatch::default() };
+                self.outbox.persist(batch, Promise::Commit(append.request));
+            } else {
+                self.outbox.send(voter, PeerMessage::Append(append.clone()));
+            }
+        }
+    }
+
+    /// Ends the write in flight if it is decided.
+    fn finish_write(&mut self) -> bool {
+        let outcome = self.commit.outcome();
+        if outcome == Outcome::Waiting {
+            return false;
+        }
+        let Some(in_flight) = self.commit.take() else { return false };
+        let result = match outcome {
+            Outcome::Waiting => return false,
+            Outcome::Durable => {
+                for record in in_flight.append.records {
+                    self.store.merge(&record);
+                    self.outbox.save(record.clone());
+                    self.outbox.spread(record);
+                }
+                Ok(in_flight.written)
+            }
+            Outcome::Failed(AppendError::Storage(error)) => Err(WriteError::Storage(error)),
+            Outcome::Failed(AppendError::Fenced) => {
+                // Somebody else holds the lease by now, or soon will: the write goes there.
+                self.give_back(in_flight.origin);
+                return true;
+            }
+        };
+        self.reply(in_flight.origin, result);
+        true
+    }
+
+    fn reply(&mut self, origin: Origin, result: Result<Written, WriteError>) {
+        match origin {
+            Origin::Here(request) => {
+                if self.requests.answered(request) {
+                    self.outbox.push(Action::Reply { request, result });
+                }
+            }
+            Origin::Peer(to, request) => {
+                self.outbox.send(to, PeerMessage::WriteReply { request, result: Some(result) });
+            }
+            Origin::Nobody => {}
+        }
+    }
+
+    /// Rewrites what a replaced holder wrote and nobody had seen: under this epoch if it fits, as removed if it does not.
+    fn settle_late_records(&mut self, epoch: u64, now: Now) -> bool {
+        let late: Vec<Key> = std::mem::take(&mut self.late).into_iter().collect();
+        let mut records = Vec::new();
+        for key in late {
+            let Some(current) = self.store.record(&key).filter(|record| record.stamp.epoch < epoch) else { continue };
+            if lease_of(&key) != Some(LeaseId::REGISTRY) {
+                continue;
+            }
+            let clashes = matches!(key, Key::Service(id) if registry::clashes(id, &self.store));
+            let seq = self.holds.next_seq(LeaseId::REGISTRY);
+            let stamp = Stamp { lineage: 0, epoch, seq };
+            let body = if clashes { None } else { current.body };
+            records.push(Record { stamp, author: self.me, body, ..current });
+        }
+        if records.is_empty() {
+            return false;
+        }
+        let written = Written { index: 0, warnings: Vec::new() };
+        self.make_durable(Origin::Nobody, written, records, epoch, now);
+        true
+    }
+
+    /// Asks for other voters when the managers have changed.
+    pub(super) fn propose_voters(&mut self, now: Now) {
+        if self.uses(LeaseId::REGISTRY, now.time).is_none() || self.commit.is_busy() {
+            return;
+        }
+        let listed: BTreeSet<NodeId> = self
+            .store
+            .nodes()
+            .filter(|(_, _, spec)| spec.role == Role::Manager)
+            .map(|(node, _, _)| node)
+            .filter(|node| !matches!(self.health(*node), Health::Left))
+            .collect();
+        let alive = listed.iter().copied().filter(|node| self.is_manager(*node) && self.is_alive(*node)).collect();
+        let desired = lease::desired_voters(self.leases.voters(), &alive, &listed);
+        if desired != self.leases.voters().members {
+            self.leases.handle_event(lease::Event::ProposeVoters(desired), now.time);
+        }
+    }
+
+    /// Puts a value of this node's into the document, on its way to peers and disk.
+    pub(super) fn author(&mut self, key: Key, stamp: Stamp, value: Option<Value>) {
+        match self.store.put(key, stamp, self.me, value.as_ref()) {
+            Ok(record) => {
+                self.outbox.save(record.clone());
+                self.outbox.spread(record);
+            }
+            // Too large for a record: the value stays as it was, and what depends on it says so.
+            Err(_) => self.dirty.wanted = true,
+        }
+    }
+
+    pub(super) fn persisted(&mut self, token: u64, now: Now) {
+        match self.outbox.take_promise(token) {
+            Some(Promise::Leases(token)) => self.leases.handle_event(lease::Event::Persisted(token), now.time),
+            Some(Promise::Append { to, request }) => {
+                self.outbox.send(to, PeerMessage::Appended(Appended { request, result: Ok(()) }));
+            }
+            Some(Promise::Commit(request)) => self.commit.answer(self.me, request, Ok(())),
+            Some(Promise::Tombstones { to, held }) => self.outbox.send(to, PeerMessage::TombstonesHeld { held }),
+            Some(Promise::Background(_)) | None => {}
+        }
+    }
+
+    pub(super) fn persist_failed(&mut self, token: u64, error: String, now: Now) {
+        self.outbox.back_off(now.time);
+        let error = AppendError::Storage(error);
+        match self.outbox.take_promise(token) {
+            Some(Promise::Append { to, request }) => {
+                self.outbox.send(to, PeerMessage::Appended(Appended { request, result: Err(error) }));
+            }
+            Some(Promise::Commit(request)) => self.commit.answer(self.me, request, Err(error)),
+            Some(Promise::Leases(token)) => self.leases.handle_event(lease::Event::PersistFailed(token), now.time),
+            Some(Promise::Tombstones { .. }) | None => {}
+            Some(Promise::Background(keys)) => {
+                for key in keys {
+                    if let Some(record) = self.store.record(&key) {
+                        self.outbox.save(record);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands leases over and says farewell.
+    pub(super) fn leave(&mut self, restarting: bool, now: Now) {
+        self.leaving = true;
+        self.dirty.candidates = true;
+        self.leases.handle_event(lease::Event::Leave, now.time);
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        for peer in peers {
+            self.outbox.send(peer, PeerMessage::Farewell { restarting });
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What the API needs of the node: questions for the event loop, calls of the driver, and other nodes' APIs.
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use shoal_control::core::Control;
+use shoal_control::view::Health;
+use shoal_protocol::lease::LeaseId;
+use shoal_protocol::token::Role;
+use shoal_protocol::value::NodeStatus;
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{NodeId, Now, TaskId};
+use tokio::io::AsyncRead;
+use tokio::sync::oneshot;
+
+use super::command::{Command, Loop, LoopEnded, MembershipError};
+use super::shells::Shells;
+use crate::api::read::Source;
+use crate::api::snapshot::NodeState;
+use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
+use crate::api::{ApiError, Backend, JoinTokens, LogLines, Snapshot, StatusReport, Want};
+use crate::driver::{DriverError, ImageInfo, LogQuery};
+use crate::swarm::PeerStream;
+
+/// The node behind its API.
+pub struct NodeBackend {
+    event_loop: Loop,
+    /// What the node says of itself while it is in no cluster.
+    status: NodeStatus,
+}
+
+impl NodeBackend {
+    /// Returns the backend of the node that `event_loop` leads to.
+    pub fn new(event_loop: Loop, status: NodeStatus) -> Self {
+        Self { event_loop, status }
+    }
+
+    /// Looks at the decisions, if there are any.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Control, Now) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let seen = self.event_loop.look(move |control, now| control.map(|control| look(control, now))).await;
+        seen.map_err(ended)?.ok_or_else(ApiError::not_in_cluster)
+    }
+
+    async fn shells(&self) -> Result<Shells, ApiError> {
+        let shells = self.event_loop.ask(|reply| Command::Shells { reply }).await.map_err(ended)?;
+        shells.ok_or_else(ApiError::not_in_cluster)
+    }
+
+    async fn driver(&self) -> Result<std::sync::Arc<dyn crate::driver::Driver>, DriverError> {
+        let shells = self.shells().await.map_err(|error| DriverError::Refused(error.to_string()))?;
+        Ok(shells.driver)
+    }
+
+    async fn change(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), MembershipError>>) -> Command,
+    ) -> Result<(), ApiError> {
+        self.event_loop.ask(command).await.map_err(ended)?.map_err(|error| membership_error(&error))
+    }
+}
+
+fn ended(error: LoopEnded) -> ApiError {
+    ApiError::unavailable(error.to_string())
+}
+
+fn membership_error(error: &MembershipError) -> ApiError {
+    match error {
+        // Docker answers both with 503.
+        MembershipError::Member | MembershipError::NotMember | MembershipError::Manager => {
+            ApiError::unavailable(error.to_string())
+        }
+        MembershipError::Invalid(text) => ApiError::invalid(text.clone()),
+        MembershipError::Failed(text) => ApiError::internal(text.clone()),
+    }
+}
+
+fn write_ended(error: LoopEnded) -> WriteError {
+    WriteError::NoQuorum(error.to_string())
+}
+
+fn state(control: &Control, node: NodeId) -> NodeState {
+    match control.health(node) {
+        Health::Alive | Health::Restarting { .. } => NodeState::Ready,
+        Health::Suspect => NodeState::Suspect,
+        Health::Failed | Health::Left => NodeState::Down,
+        Health::Unknown => NodeState::Unknown,
+    }
+}
+
+fn snapshot(control: &Control, want: &Want) -> Snapshot {
+    let state = |node| state(control, node);
+    let source = Source {
+        store: control.store(),
+        me: control.me(),
+        role: control.role(),
+        leader: control.holder(LeaseId::REGISTRY).map(|(holder, _)| holder),
+        state: &state,
+    };
+    source.snapshot(want)
+}
+
+fn status(control: &Control, now: Now) -> StatusReport {
+    let store = control.store();
+    StatusReport::new(&StatusFacts {
+        cluster: store.cluster().map(|cluster| cluster.id),
+        me: control.me(),
+        quorum: control.has_quorum(now.time),
+        voters: control.voters().members.clone(),
+        leases: LeaseId::all()
+            .map(|lease| LeaseFacts {
+                lease,
+                holder: control.holder(lease),
+                expires_in: control.expires_in(lease, now.time),
+            })
+            .collect(),
+        nodes: store
+            .nodes()
+            .map(|(id, _, _)| NodeFacts {
+                id,
+                state: state(control, id),
+                status: store.node_status(id).cloned(),
+                digest: control.digest_of(id),
+            })
+            .collect(),
+        quarantined: store.quarantined().len(),
+    })
+}
+
+#[async_trait]
+impl Backend for NodeBackend {
+    fn node(&self) -> NodeStatus {
+        self.status.clone()
+    }
+
+    async fn snapshot(&self, want: Want) -> Result<Snapshot, ApiError> {
+        self.look(move |control, _| snapshot(control, &want)).await
+    }
+
+    async fn status(&self) -> Result<StatusReport, ApiError> {
+        self.look(status).await
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, WriteError> {
+        self.event_loop.ask(|reply| Command::Write { write, reply }).await.map_err(write_ended)?
+    }
+
+    async fn init(&self) -> Result<(), ApiError> {
+        self.change(|reply| Command::Init { reply }).await
+    }
+
+    async fn join(&self, seeds: Vec<String>, token: String) -> Result<(), ApiError> {
+        self.change(|reply| Command::Join { seeds, token, reply }).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), ApiError> {
+        self.change(|reply| Command::Leave { force, reply }).await
+    }
+
+    async fn tokens(&self) -> Result<JoinTokens, ApiError> {
+        let tokens = self.event_loop.ask(|reply| Command::Tokens { reply }).await.map_err(ended)?;
+        let tokens = tokens.map_err(ApiError::from)?;
+        Ok(JoinTokens { worker: tokens.worker, manager: tokens.manager })
+    }
+
+    async fn rotate(&self, roles: Vec<Role>, version: u64) -> Result<Written, WriteError> {
+        self.event_loop.ask(|reply| Command::Rotate { roles, version, reply }).await.map_err(write_ended)?
+    }
+
+    async fn logs(&self, task: TaskId, query: LogQuery) -> Result<LogLines, DriverError> {
+        self.driver().await?.logs(task, query).await
+    }
+
+    async fn load_image(&self, mut archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<Vec<String>, DriverError> {
+        self.driver().await?.load_image(archive.as_mut()).await
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>, DriverError> {
+        self.driver().await?.images().await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), DriverError> {
+        self.driver().await?.remove_image(image).await
+    }
+
+    async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError> {
+        let unreachable = |error: &dyn std::fmt::Display| {
+            ApiError::unavailable(format!("node {node} cannot be reached: {error}"))
+        };
+        let stream = self.shells().await?.swarm.open_api(node).await.map_err(|error| unreachable(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
+        tokio::spawn(async move {
+            // How it ends shows in the answer's body.
+            let _ = connection.await;
+        });
+        let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+        Ok(response.map(axum::body::Body::new))
+    }
+}
+
+/// Returns what another node may ask of this node's API: what tasks here have written and, as a manager, to take images in.
+/// Everything else it has in its own replica or sends to the holder of a lease.
+fn is_open_to_peers(method: &Method, path: &str, is_manager: bool) -> bool {
+    let is_logs = path.strip_prefix("/tasks/").and_then(|rest| rest.strip_suffix("/logs")).is_some_and(|id| !id.contains('/'));
+    match *method {
+        Method::GET => is_logs,
+        Method::POST => is_manager && path == "/images/load",
+        _ => false,
+    }
+}
+
+/// Serves one connection of another node to this node's API.
+pub(super) async fn serve_peer(stream: PeerStream, router: Router, is_manager: bool) -> Result<(), hyper::Error> {
+    let guard = axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| async move {
+        if is_open_to_peers(request.method(), request.uri().path(), is_manager) {
+            next.run(request).await
+        } else {
+            ApiError::not_found("page", request.uri().path()).into_response()
+        }
+    });
+    let service = TowerToHyperService::new(router.layer(guard));
+    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_nodes_may_ask_for_little() {
+        for (method, path, manager, want) in [
+            (Method::GET, "/tasks/abc/logs", false, true),
+            (Method::GET, "/tasks/abc", true, false),
+            (Method::GET, "/tasks/a/b/logs", true, false),
+            (Method::GET, "/swarm", true, false),
+            (Method::POST, "/images/load", false, false),
+            (Method::POST, "/images/load", true, true),
+            (Method::POST, "/services/create", true, false),
+            (Method::DELETE, "/services/web", true, false),
+        ] {
+            assert_eq!(is_open_to_peers(&method, path, manager), want, "{method} {path} {manager}");
+        }
+    }
+}

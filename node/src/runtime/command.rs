@@ -1,0 +1,142 @@
+//! How the API and other tasks of the daemon reach the event loop.
+
+use shoal_control::core::Control;
+use shoal_protocol::Now;
+use shoal_protocol::token::Role;
+use shoal_protocol::write::{Write, WriteError, Written};
+use tokio::sync::{mpsc, oneshot};
+
+use super::shells::Shells;
+
+/// Commands that may wait for the event loop; whoever comes after waits to be let in.
+pub const COMMANDS_MAX: usize = 256;
+
+/// A look at the decisions, performed on the event loop. It must be quick: the cluster waits meanwhile.
+pub type Look = Box<dyn FnOnce(Option<&Control>, Now) + Send>;
+
+/// What the event loop is asked to do.
+pub enum Command {
+    /// Looks at the decisions; `None` while the node is in no cluster.
+    Look(Look),
+    /// Writes an object.
+    Write {
+        /// What.
+        write: Write,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Written, WriteError>>,
+    },
+    /// Makes a new cluster.
+    Init {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), MembershipError>>,
+    },
+    /// Joins a cluster.
+    Join {
+        /// Addresses of members.
+        seeds: Vec<String>,
+        /// The token.
+        token: String,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), MembershipError>>,
+    },
+    /// Leaves the cluster and stops all tasks of it.
+    Leave {
+        /// Whether to leave though this node is a manager.
+        force: bool,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), MembershipError>>,
+    },
+    /// Returns the shells that the API uses directly; `None` while the node is in no cluster.
+    Shells {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Option<Shells>>,
+    },
+    /// Returns both join tokens.
+    Tokens {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Tokens, WriteError>>,
+    },
+    /// Replaces the token of a role.
+    Rotate {
+        /// Which roles.
+        roles: Vec<Role>,
+        /// The index of the cluster object that the caller read.
+        version: u64,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Written, WriteError>>,
+    },
+}
+
+/// The join tokens of a cluster.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    /// Lets workers in.
+    pub worker: String,
+    /// Lets managers in.
+    pub manager: String,
+}
+
+/// Why a node could not be made a member, or end being one.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// It is one already.
+    #[error(
+        "This node is already part of a swarm. Use \"shoal leave\" to leave this swarm and join another one."
+    )]
+    Member,
+    /// It is none.
+    #[error("This node is not part of a swarm")]
+    NotMember,
+    /// It is a manager, and was not told to leave all the same.
+    #[error(
+        "You are attempting to leave the swarm on a node that is participating as a manager. Use `--force` to suppress \
+         this message."
+    )]
+    Manager,
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something failed; nothing was changed unless the text says otherwise.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Reaches the event loop. Cheap to clone.
+#[derive(Clone)]
+pub struct Loop {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The event loop has ended: the daemon is shutting down.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon is shutting down")]
+pub struct LoopEnded;
+
+impl Loop {
+    /// Makes the way to an event loop and its other end.
+    pub fn new() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        (Self { commands }, receiver)
+    }
+
+    /// Looks at the decisions and returns what `look` made of them.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(Option<&Control>, Now) -> T + Send + 'static,
+    ) -> Result<T, LoopEnded> {
+        let (sender, receiver) = oneshot::channel();
+        let command = Command::Look(Box::new(move |control, now| {
+            // Whoever asked may have gone away meanwhile.
+            let _ = sender.send(look(control, now));
+        }));
+        self.commands.send(command).await.map_err(|_| LoopEnded)?;
+        receiver.await.map_err(|_| LoopEnded)
+    }
+
+    /// Sends a command that carries its own way back, and waits for the answer.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, LoopEnded> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(command(sender)).await.map_err(|_| LoopEnded)?;
+        receiver.await.map_err(|_| LoopEnded)
+    }
+}

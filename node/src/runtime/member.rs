@@ -1,0 +1,394 @@
+//! A node while it is in a cluster: its decisions and the shells that serve them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
+use shoal_control::task::DriverReport;
+use shoal_protocol::message::PeerMessage;
+use shoal_protocol::token::Role;
+use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{NodeId, TaskId, Time};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clock;
+use super::command::Tokens;
+use super::shells::Shells;
+use crate::agent::AgentHandle;
+use crate::gossip::{Gossip, GossipEvent, Membership as _};
+use crate::identity::{ClusterSecrets, Membership};
+use crate::ingress::IngressHandle;
+use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority, SwarmEvent, SwarmHandle};
+
+/// How long a probe over a fresh connection may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
+
+/// Events that may wait for the loop.
+pub(super) const EVENTS_MAX: usize = 1024;
+
+/// Something that happened to a member.
+pub(super) enum Happening {
+    Event(Event),
+    Swarm(SwarmEvent),
+    Driver(TaskId, DriverReport),
+    Gossip(GossipEvent),
+    PortErrors,
+    /// A shell is gone: nothing more comes from it.
+    Ended,
+}
+
+/// Who waits for the answer to a write.
+pub(super) enum Waiting {
+    Api(oneshot::Sender<Result<Written, WriteError>>),
+    Join { request: JoinRequest, role: Role, reply: oneshot::Sender<Result<JoinReply, JoinRefusal>> },
+}
+
+/// A node that is in a cluster.
+pub(super) struct Member {
+    pub(super) control: Control,
+    pub(super) membership: Membership,
+    pub(super) swarm: SwarmHandle,
+    pub(super) gossip: Gossip,
+    /// Who seemed to be alive when gossip last said so.
+    pub(super) gossiped: BTreeSet<NodeId>,
+    /// The API, for calls of other nodes.
+    pub(super) router: axum::Router,
+    pub(super) agent: AgentHandle,
+    pub(super) ingress: IngressHandle,
+    pub(super) shells: Shells,
+    pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
+    pub(super) disk: crate::disk::Disk,
+    pub(super) sender: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
+    pub(super) driver_reports: mpsc::Receiver<(TaskId, DriverReport)>,
+    pub(super) gossip_events: mpsc::Receiver<GossipEvent>,
+    pub(super) port_errors: watch::Receiver<BTreeMap<u16, String>>,
+    pub(super) waiting: BTreeMap<RequestId, Waiting>,
+    pub(super) last_request: RequestId,
+}
+
+impl Member {
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(super) fn shells(&self) -> Shells {
+        self.shells.clone()
+    }
+
+    /// Returns when [`Member::tick`] is due.
+    pub(super) fn timeout(&self) -> Time {
+        self.control.poll_timeout()
+    }
+
+    /// Waits for the next thing to happen. Cancelling it loses nothing.
+    pub(super) async fn next(&mut self) -> Happening {
+        tokio::select! {
+            biased;
+            event = self.events.recv() => event.map_or(Happening::Ended, Happening::Event),
+            event = self.swarm_events.recv() => event.map_or(Happening::Ended, Happening::Swarm),
+            report = self.driver_reports.recv() => {
+                report.map_or(Happening::Ended, |(task, report)| Happening::Driver(task, report))
+            }
+            event = self.gossip_events.recv() => event.map_or(Happening::Ended, Happening::Gossip),
+            Ok(()) = self.port_errors.changed() => Happening::PortErrors,
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.handle(Event::Tick);
+    }
+
+    pub(super) fn handle(&mut self, event: Event) {
+        self.control.handle_event(event, clock::now());
+    }
+
+    pub(super) fn take_in(&mut self, happening: Happening) {
+        match happening {
+            Happening::Event(event) => self.handle(event),
+            Happening::Swarm(event) => self.swarm_event(event),
+            Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
+            Happening::Gossip(event) => self.gossip_event(event),
+            Happening::PortErrors => {
+                let port_errors = self.port_errors.borrow_and_update().clone();
+                let status = self.control.own_status().clone();
+                self.handle(Event::Status(shoal_protocol::value::NodeStatus { port_errors, ..status }));
+            }
+            Happening::Ended => tracing::debug!("a shell ended"),
+        }
+    }
+
+    fn swarm_event(&mut self, event: SwarmEvent) {
+        match event {
+            SwarmEvent::Up { node, role, address } => {
+                tracing::info!(%node, %role, %address, "connected");
+                self.handle(Event::Address { node, address });
+                self.handle(Event::PeerUp { node, role });
+                self.gossip.meet(address);
+            }
+            SwarmEvent::Down { node } => {
+                tracing::info!(%node, "disconnected");
+                self.handle(Event::PeerDown { node });
+            }
+            SwarmEvent::Message { from, message: PeerMessage::Gossip(bytes) } => {
+                if let Some(peer) = self.swarm.peers().into_iter().find(|peer| peer.node == from) {
+                    self.gossip.received(peer.address, bytes);
+                }
+            }
+            SwarmEvent::Message { from, message } => self.handle(Event::Message { from, message }),
+            SwarmEvent::Join { request, reply } => self.join_request(request, reply),
+            SwarmEvent::Renew { from, public_key, role, reply } => {
+                let _ = reply.send(self.renew(from, &public_key, role));
+            }
+            SwarmEvent::Tunnel { from, stream } => {
+                let ingress = self.ingress.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = ingress.serve_tunnel(stream).await {
+                        tracing::debug!(%from, %error, "a tunnel ended");
+                    }
+                });
+            }
+            SwarmEvent::Api { from, stream } => self.serve_peer(from, stream),
+            SwarmEvent::Refused { address, reason, by } => self.refused(address, &reason, by),
+        }
+    }
+
+    /// Serves one call of another node to this node's API.
+    fn serve_peer(&self, from: NodeId, stream: crate::swarm::PeerStream) {
+        let is_manager = self.control.peers().get(&from) == Some(&Role::Manager);
+        let router = self.router.clone();
+        tokio::spawn(async move {
+            if let Err(error) = super::backend::serve_peer(stream, router, is_manager).await {
+                tracing::debug!(%from, %error, "a call of another node ended");
+            }
+        });
+    }
+
+    fn refused(
+        &mut self,
+        address: SocketAddr,
+        reason: &crate::swarm::Refusal,
+        by: Option<(NodeId, Role)>,
+    ) {
+        tracing::warn!(%address, %reason, "refused by another node");
+        if let (crate::swarm::Refusal::Banned, Some((node, Role::Manager))) = (reason, by) {
+            // A manager of this very cluster says so, over a connection that proves who it is.
+            tracing::warn!(%node, "this node was removed from the cluster");
+            self.handle(Event::Banned);
+        }
+    }
+
+    fn gossip_event(&mut self, event: GossipEvent) {
+        let GossipEvent::Live(live) = event;
+        let silent: Vec<NodeId> = self.gossiped.iter().filter(|node| !live.contains_key(node)).copied().collect();
+        for node in silent {
+            self.handle(Event::Phi { node, alive: false });
+        }
+        self.gossiped = live.keys().copied().collect();
+        for (node, heard) in live {
+            self.handle(Event::Address { node, address: heard.address });
+            self.handle(Event::Phi { node, alive: true });
+        }
+    }
+
+    /// Takes in a write of the API.
+    pub(super) fn write(&mut self, write: Write, reply: oneshot::Sender<Result<Written, WriteError>>) {
+        self.request(write, Waiting::Api(reply));
+    }
+
+    fn request(&mut self, write: Write, waiting: Waiting) {
+        self.last_request += 1;
+        self.waiting.insert(self.last_request, waiting);
+        self.handle(Event::Request { request: self.last_request, write });
+    }
+
+    fn secrets(&self) -> Result<(ClusterSecrets, crate::identity::Root), WriteError> {
+        let not_manager = || WriteError::NotManager { managers: self.control.manager_addresses() };
+        let key = self.membership.manager_key.as_ref().ok_or_else(not_manager)?;
+        let cluster = self.control.store().cluster().ok_or_else(|| {
+            WriteError::NoQuorum("this node has not heard from another manager yet".to_owned())
+        })?;
+        let open = || {
+            let root = self.membership.root()?;
+            Ok::<_, crate::identity::IdentityError>((ClusterSecrets::open(&cluster.sealed, key, cluster.id)?, root))
+        };
+        open().map_err(|error| WriteError::Storage(error.to_string()))
+    }
+
+    /// Returns both join tokens.
+    pub(super) fn tokens(&self) -> Result<Tokens, WriteError> {
+        let (secrets, root) = self.secrets()?;
+        let token = |role| secrets.token(&root, role).to_string();
+        Ok(Tokens { worker: token(Role::Worker), manager: token(Role::Manager) })
+    }
+
+    /// Replaces the join tokens of some roles.
+    pub(super) fn rotate(
+        &mut self,
+        roles: &[Role],
+        version: u64,
+        reply: oneshot::Sender<Result<Written, WriteError>>,
+    ) {
+        match self.rotated(roles, version) {
+            Ok(cluster) => self.write(Write::UpdateCluster { cluster }, reply),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    fn rotated(&self, roles: &[Role], version: u64) -> Result<shoal_protocol::value::ClusterObject, WriteError> {
+        let (mut secrets, _) = self.secrets()?;
+        let failed = |error: crate::identity::IdentityError| WriteError::Storage(error.to_string());
+        for role in roles {
+            secrets.rotate(*role).map_err(failed)?;
+        }
+        let mut cluster = self.control.store().cluster().cloned().ok_or_else(super::membership::no_cluster)?;
+        let key = self.membership.manager_key.as_ref().ok_or_else(super::membership::no_cluster)?;
+        cluster.index = version;
+        cluster.sealed = secrets.seal(key, cluster.id).map_err(failed)?;
+        Ok(cluster)
+    }
+
+    /// A node wants to join: the secret says in which role, the cluster has to write it down first.
+    fn join_request(&mut self, request: JoinRequest, reply: oneshot::Sender<Result<JoinReply, JoinRefusal>>) {
+        let role = match self.secrets() {
+            Ok((secrets, _)) => secrets.role_of(&request.secret).ok_or(JoinRefusal::InvalidToken),
+            Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
+        };
+        match role {
+            Ok(_) if self.control.store().is_banned(request.node) => {
+                let _ = reply.send(Err(JoinRefusal::Banned));
+            }
+            Ok(role) => {
+                let write = Write::AdmitNode { id: request.node, role };
+                self.request(write, Waiting::Join { request, role, reply });
+            }
+            Err(refusal) => {
+                tracing::warn!(node = %request.node, source = %request.source, %refusal, "refused a node that wants to join");
+                let _ = reply.send(Err(refusal));
+            }
+        }
+    }
+
+    fn admitted(&self, request: &JoinRequest, role: Role) -> Result<JoinReply, JoinRefusal> {
+        let unavailable = |error: String| JoinRefusal::Unavailable(error);
+        let (secrets, root) = self.secrets().map_err(|error| unavailable(error.to_string()))?;
+        let credential = secrets
+            .issue(&root, &request.public_key, role, clock::now().wall)
+            .map_err(|error| unavailable(error.to_string()))?;
+        let manager_key = self.membership.manager_key.clone().filter(|_| role == Role::Manager);
+        let membership = Membership { root_pem: root.pem().to_owned(), credential, role, manager_key };
+        let own = (self.control.me(), self.swarm.advertise_address());
+        let others = self.swarm.peers().into_iter().map(|peer| (peer.node, peer.address));
+        let peers = std::iter::once(own).chain(others).take(JOIN_PEERS_MAX).collect();
+        Ok(JoinReply { membership, peers })
+    }
+
+    fn renew(&self, node: NodeId, public_key: &[u8; 32], role: Role) -> Result<Vec<u8>, String> {
+        let listed = self.control.store().node_spec(node).map(|spec| spec.role);
+        if listed != Some(role) {
+            return Err("the cluster does not list this node in the role of its credential".to_owned());
+        }
+        let (secrets, root) = self.secrets().map_err(|error| error.to_string())?;
+        secrets.issue(&root, public_key, role, clock::now().wall).map_err(|error| error.to_string())
+    }
+
+    /// Performs what the decisions ask for. Returns whether this node was removed from the cluster.
+    pub(super) async fn perform(&mut self) -> bool {
+        let mut removed = false;
+        while let Some(action) = self.control.poll_action() {
+            match action {
+                Action::Send { to, message, bulk } => {
+                    let priority = if bulk { Priority::Bulk } else { Priority::Own };
+                    self.swarm.send(to, &message, priority);
+                }
+                Action::Persist { token, batch } => {
+                    if self.persist.send((token, batch)).await.is_err() {
+                        self.handle(Event::PersistFailed { token, error: "the store is closed".to_owned() });
+                    }
+                }
+                Action::Reply { request, result } => self.reply(request, result),
+                Action::Driver { task, call } => self.agent.call(task, call),
+                Action::Adopt { task } => self.agent.adopt(task),
+                Action::Probe { node, address, request } => self.probe(node, address, request),
+                Action::Routes { ingress, host } => self.ingress.apply(ingress, host),
+                Action::Peers { known, banned } => self.keep_peers(known, banned),
+                Action::Removed => removed = true,
+            }
+        }
+        removed
+    }
+
+    fn reply(&mut self, request: RequestId, result: Result<Written, WriteError>) {
+        match self.waiting.remove(&request) {
+            Some(Waiting::Api(reply)) => {
+                let _ = reply.send(result);
+            }
+            Some(Waiting::Join { request, role, reply }) => {
+                let answer = match result {
+                    Ok(_) => self.admitted(&request, role),
+                    Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
+                };
+                tracing::info!(node = %request.node, %role, admitted = answer.is_ok(), "a node wants to join");
+                let _ = reply.send(answer);
+            }
+            None => {}
+        }
+    }
+
+    fn probe(&self, node: NodeId, address: Option<SocketAddr>, request: u64) {
+        let (swarm, sender) = (self.swarm.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let alive = match address {
+                Some(address) => swarm.probe(node, address, PROBE_TIMEOUT).await,
+                None => false,
+            };
+            // The loop may have ended meanwhile.
+            let _ = sender.send(Event::Probed { node, request, alive }).await;
+        });
+    }
+
+    fn keep_peers(
+        &self,
+        known: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
+        banned: BTreeSet<NodeId>,
+    ) {
+        let known: BTreeMap<NodeId, Vec<_>> =
+            known.into_iter().map(|(node, addresses)| (node, addresses.into_iter().collect())).collect();
+        self.swarm.set_banned(banned);
+        let peers = known
+            .iter()
+            .map(|(id, addresses)| crate::disk::KnownPeer { id: *id, addresses: addresses.clone() })
+            .collect();
+        self.swarm.set_peers(known);
+        let disk = self.disk.clone();
+        tokio::spawn(async move {
+            let batch = crate::disk::Batch { peers: Some(peers), ..crate::disk::Batch::default() };
+            if let Err(error) = disk.write(batch).await {
+                tracing::warn!(%error, "failed to note where the other nodes are");
+            }
+        });
+    }
+
+    /// Says that this node goes away.
+    pub(super) fn leave(&mut self, restarting: bool) {
+        self.handle(Event::Leave { restarting });
+    }
+
+    /// Goes on until it is cancelled.
+    pub(super) async fn settle(&mut self) {
+        loop {
+            let happening = self.next().await;
+            self.take_in(happening);
+            self.perform().await;
+        }
+    }
+
+    /// Closes the connections and what is queued for the disk.
+    pub(super) async fn close(&mut self) {
+        self.swarm.shutdown().await;
+    }
+}

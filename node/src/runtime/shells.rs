@@ -1,0 +1,73 @@
+//! The shells of a member that others use directly: the API reads logs and images, the ingress opens tunnels.
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shoal_protocol::NodeId;
+
+use crate::driver::Driver;
+use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::{TunnelStream, Tunnels};
+use crate::swarm::SwarmHandle;
+
+/// What the API needs of a member besides its decisions.
+#[derive(Clone)]
+pub struct Shells {
+    /// This node.
+    pub node: NodeId,
+    /// What runs the containers.
+    pub driver: Arc<dyn Driver>,
+    /// The way to other nodes.
+    pub swarm: SwarmHandle,
+    /// Counters of the ingress.
+    pub ingress: Arc<IngressMetrics>,
+}
+
+impl Shells {
+    pub(super) fn new(
+        node: NodeId,
+        driver: Arc<dyn Driver>,
+        swarm: SwarmHandle,
+        ingress: Arc<IngressMetrics>,
+    ) -> Self {
+        Self { node, driver, swarm, ingress }
+    }
+
+    /// Stops and removes every container of this node.
+    pub(super) async fn stop_all(&self) {
+        let found = match self.driver.list().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "failed to list this node's containers");
+                return;
+            }
+        };
+        let ends = found.into_iter().map(|found| {
+            let driver = self.driver.clone();
+            async move {
+                if let Err(error) = driver.stop(found.task).await {
+                    tracing::warn!(task = %found.task, %error, "failed to stop a task");
+                }
+                if let Err(error) = driver.remove(found.task).await {
+                    tracing::warn!(task = %found.task, %error, "failed to remove a container");
+                }
+            }
+        });
+        futures::future::join_all(ends).await;
+        if let Err(error) = self.driver.close().await {
+            tracing::warn!(%error, "failed to remove what the driver set up on this machine");
+        }
+    }
+}
+
+/// Opens tunnels over the swarm.
+pub(super) struct SwarmTunnels(pub(super) SwarmHandle);
+
+#[async_trait]
+impl Tunnels for SwarmTunnels {
+    async fn open(&self, node: NodeId) -> io::Result<Box<dyn TunnelStream>> {
+        let stream = self.0.open_tunnel(node).await?;
+        Ok(Box::new(stream))
+    }
+}

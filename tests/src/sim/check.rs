@@ -1,0 +1,101 @@
+//! What must hold in every run: after each event, and once the faults are over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_protocol::lease::LeaseId;
+use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState, Time};
+
+use super::Sim;
+use super::host::Host;
+
+/// Violations kept at most; one is enough to fail a run.
+const VIOLATIONS_MAX: usize = 16;
+
+/// What was seen of leases so far.
+#[derive(Debug, Default)]
+pub struct History {
+    epochs: BTreeMap<LeaseId, (u64, NodeId)>,
+    violations: Vec<String>,
+}
+
+impl History {
+    /// Looks at every daemon after an event: at most one uses a lease, and epochs only grow.
+    pub(super) fn observe(&mut self, hosts: &[Host], now: Time, seed: u64) {
+        for lease in LeaseId::all() {
+            let users: Vec<(u64, NodeId)> = hosts
+                .iter()
+                .filter_map(|host| Some((host.control()?.uses(lease, now)?, host.id)))
+                .collect();
+            if users.len() > 1 {
+                self.violation(format!("two nodes use lease {lease} at {now:?}: {users:?}; replay: SHOAL_SEED={seed}"));
+            }
+            for (epoch, node) in users {
+                let (last, holder) = self.epochs.get(&lease).copied().unwrap_or_default();
+                if epoch < last || (epoch == last && holder != node && last > 0) {
+                    self.violation(format!(
+                        "lease {lease} is used under epoch {epoch} by {node} after {last} by {holder}; replay: \
+                         SHOAL_SEED={seed}"
+                    ));
+                }
+                self.epochs.insert(lease, (epoch.max(last), node));
+            }
+        }
+    }
+
+    fn violation(&mut self, text: String) {
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(text);
+        }
+    }
+
+    /// Returns what was violated.
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+}
+
+impl Sim {
+    /// Returns what was violated so far.
+    pub fn violations(&self) -> &[String] {
+        self.history.violations()
+    }
+
+    /// Returns why the cluster is not in its desired state, or nothing if it is: every running node has the same document,
+    /// every wanted service has just its tasks running, and nothing else runs.
+    pub fn unsettled(&self, wanted: &BTreeMap<ServiceId, u64>) -> Option<String> {
+        let running: Vec<&Host> = self.hosts().iter().filter(|host| host.is_running()).collect();
+        let digests: BTreeSet<u128> =
+            running.iter().filter_map(|host| host.control()).map(|control| control.store().digest()).collect();
+        if digests.len() != 1 {
+            return Some(format!("{} different documents on {} nodes", digests.len(), running.len()));
+        }
+        let control = running.first()?.control()?;
+        let mut expected: BTreeMap<TaskId, NodeId> = BTreeMap::new();
+        let services: BTreeSet<ServiceId> = control.store().services().map(|(id, _, _)| id).collect();
+        if services != wanted.keys().copied().collect() {
+            return Some(format!("services are {services:?}, wanted are {:?}", wanted.keys()));
+        }
+        for (&service, &replicas) in wanted {
+            let mut count = 0;
+            for (name, slot) in control.store().slots(service) {
+                let current: Vec<_> = slot.current().filter(|task| task.desired == TaskState::Running).collect();
+                match current[..] {
+                    [] => {}
+                    [task] => {
+                        count += 1;
+                        let Some(node) = task.node else { return Some(format!("{service} {name} has no node")) };
+                        expected.insert(task.id, node);
+                    }
+                    _ => return Some(format!("{service} {name} has {} tasks", current.len())),
+                }
+            }
+            if count != replicas {
+                return Some(format!("{service} has {count} slots filled, wanted are {replicas}"));
+            }
+        }
+        let actual: BTreeMap<TaskId, NodeId> =
+            self.hosts().iter().flat_map(|host| host.running().map(|task| (task, host.id))).collect();
+        (actual != expected)
+            .then(|| format!("{} containers run, {} are wanted: {actual:?} {expected:?}", actual.len(), expected.len()))
+    }
+}

@@ -1,0 +1,203 @@
+//! Whole clusters in the simulator: many seeds with faults, named scenarios, and proof that the checks can fail.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_control::core::Faults;
+use shoal_control::lease;
+use shoal_protocol::ServiceId;
+use shoal_protocol::lease::LeaseId;
+use shoal_protocol::write::{Write, WriteError};
+use shoal_tests::sim::workload::{self, Report};
+use shoal_tests::sim::{Counts, Options, Sim};
+
+/// Seeds of the storm, divided over this many tests so that they use all cores.
+const SEEDS: u64 = 520;
+const PARTS: u64 = 4;
+
+/// Returns the seeds to run: all of a part, or the one that is to be replayed.
+fn seeds(part: u64) -> Vec<u64> {
+    match std::env::var("SHOAL_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => vec![seed],
+        None => (0..SEEDS).filter(|seed| seed % PARTS == part).collect(),
+    }
+}
+
+fn storm(part: u64) {
+    let mut counts = Counts::default();
+    let mut acknowledged = 0;
+    let seeds = seeds(part);
+    for &seed in &seeds {
+        let options = Options::new(seed, 3 + (seed % 7) as usize);
+        let Report { violations, counts: seen, acknowledged: writes } = workload::run(options);
+        assert!(violations.is_empty(), "{violations:#?}");
+        counts += seen;
+        acknowledged += writes;
+    }
+    println!("{} seeds, {acknowledged} acknowledged writes, {counts:?}", seeds.len());
+    if seeds.len() > 1 {
+        let Counts { crashes, cuts, lost, delayed, pauses } = counts;
+        for (name, count) in
+            [("crashes", crashes), ("cuts", cuts), ("lost messages", lost), ("delays", delayed), ("pauses", pauses)]
+        {
+            assert!(count > 0, "no {name} happened: the run shows nothing");
+        }
+        assert!(acknowledged > 0, "nothing was acknowledged: the run shows nothing");
+    }
+}
+
+#[test]
+fn storms_part_0() {
+    storm(0);
+}
+
+#[test]
+fn storms_part_1() {
+    storm(1);
+}
+
+#[test]
+fn storms_part_2() {
+    storm(2);
+}
+
+#[test]
+fn storms_part_3() {
+    storm(3);
+}
+
+/// Returns the violations of as many seeds as it takes to find one.
+fn first_violation(faults: Faults) -> Option<String> {
+    (0..SEEDS).find_map(|seed| {
+        let options = Options { faults, ..Options::new(seed, 3 + (seed % 7) as usize) };
+        workload::run(options).violations.into_iter().next()
+    })
+}
+
+#[test]
+fn without_repair_documents_stay_apart() {
+    let faults = Faults { no_repair: true, ..Faults::default() };
+    let violation = first_violation(faults).expect("lost messages must show");
+    assert!(violation.contains("not settled"), "{violation}");
+}
+
+#[test]
+fn without_a_restarted_voters_wait_two_nodes_hold_a_lease() {
+    let leases = lease::Faults { forget_grants_on_restart: true, no_restart_wait: true, ..lease::Faults::default() };
+    let violation = first_violation(Faults { leases, ..Faults::default() }).expect("a forgotten grant must show");
+    assert!(violation.contains("lease"), "{violation}");
+}
+
+fn service(sim: &mut Sim, at: usize, id: u128, replicas: u64) -> ServiceId {
+    let id = ServiceId(id);
+    let spec = format!(
+        r#"{{"Name":"web-{}","TaskTemplate":{{"ContainerSpec":{{"Image":"fake"}}}},"Mode":{{"Replicated":{{"Replicas":{replicas}}}}}}}"#,
+        id.0
+    );
+    let request = sim.request(at, Write::CreateService { id, spec });
+    assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
+    sim.answer(request).expect("just seen").as_ref().expect("the service is created");
+    id
+}
+
+fn settle(sim: &mut Sim, wanted: &BTreeMap<ServiceId, u64>) {
+    let settled = sim.run_until(Duration::from_secs(60), |sim| sim.unsettled(wanted).is_none());
+    assert!(settled, "{:?}", sim.unsettled(wanted));
+    assert!(sim.violations().is_empty(), "{:?}", sim.violations());
+}
+
+fn holder_of(sim: &Sim, lease: LeaseId) -> Option<usize> {
+    let now = sim.now().time;
+    (0..sim.len()).find(|&at| sim.hosts()[at].control().is_some_and(|control| control.uses(lease, now).is_some()))
+}
+
+#[test]
+fn tasks_of_a_crashed_node_run_elsewhere() {
+    let mut sim = Sim::new(Options::new(1, 5));
+    let web = service(&mut sim, 0, 7, 5);
+    let wanted = BTreeMap::from([(web, 5)]);
+    settle(&mut sim, &wanted);
+    sim.crash(4, true);
+    settle(&mut sim, &wanted);
+    assert_eq!(sim.hosts()[4].running().count(), 0);
+}
+
+#[test]
+fn a_daemon_that_is_back_before_the_verdict_keeps_its_tasks() {
+    let mut sim = Sim::new(Options::new(2, 3));
+    let web = service(&mut sim, 0, 7, 3);
+    let wanted = BTreeMap::from([(web, 3)]);
+    settle(&mut sim, &wanted);
+    let before: Vec<_> = sim.hosts()[2].running().collect();
+    assert!(!before.is_empty());
+    sim.crash(2, false);
+    sim.start(2);
+    settle(&mut sim, &wanted);
+    assert_eq!(sim.hosts()[2].running().collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn a_crashed_holder_is_replaced_and_writes_go_on() {
+    let mut sim = Sim::new(Options::new(3, 5));
+    let first = service(&mut sim, 0, 1, 2);
+    let holder = holder_of(&sim, LeaseId::REGISTRY).expect("somebody orders writes");
+    sim.crash(holder, true);
+    let other = (0..3).find(|at| *at != holder).expect("three managers");
+    let second = service(&mut sim, other, 2, 2);
+    settle(&mut sim, &BTreeMap::from([(first, 2), (second, 2)]));
+}
+
+#[test]
+fn without_a_quorum_writes_are_refused_and_tasks_stay() {
+    let mut sim = Sim::new(Options::new(4, 4));
+    let web = service(&mut sim, 0, 7, 4);
+    settle(&mut sim, &BTreeMap::from([(web, 4)]));
+    let kept: Vec<_> = sim.hosts()[0].running().collect();
+    sim.crash(1, true);
+    sim.crash(2, true);
+    let request = sim.request(0, Write::RemoveService { id: web });
+    assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
+    assert!(matches!(sim.answer(request), Some(Err(WriteError::NoQuorum(_)))), "{:?}", sim.answer(request));
+    assert_eq!(sim.hosts()[0].running().collect::<Vec<_>>(), kept);
+    sim.start(1);
+    settle(&mut sim, &BTreeMap::from([(web, 4)]));
+}
+
+#[test]
+fn a_paused_holder_changes_nothing_when_it_wakes() {
+    let mut sim = Sim::new(Options::new(5, 5));
+    let web = service(&mut sim, 0, 7, 2);
+    let wanted = BTreeMap::from([(web, 2)]);
+    settle(&mut sim, &wanted);
+    let shard = LeaseId::of_service(web);
+    let holder = holder_of(&sim, shard).expect("somebody schedules");
+    sim.pause(holder);
+    sim.run_for(Duration::from_secs(5));
+    assert_ne!(holder_of(&sim, shard), Some(holder), "a lease ends by itself");
+    sim.resume(holder);
+    settle(&mut sim, &wanted);
+}
+
+#[test]
+fn all_nodes_at_once_come_back_with_everything_acknowledged() {
+    let mut sim = Sim::new(Options::new(6, 5));
+    let wanted: BTreeMap<_, _> = (1..6).map(|id| (service(&mut sim, id as usize % 3, id, 2), 2)).collect();
+    for at in 0..5 {
+        sim.crash(at, true);
+    }
+    for at in 0..5 {
+        sim.start(at);
+    }
+    settle(&mut sim, &wanted);
+}
+
+#[test]
+fn tmp_join_only() {
+    let mut sim = Sim::new(Options::new(1, 7));
+    sim.run_for(Duration::from_secs(20));
+    for host in sim.hosts() {
+        let c = host.control().unwrap();
+        println!("{} voters {:?} quorum {} digest {:x} leases {:?}", c.me(), c.voters(), c.has_quorum(sim.now().time), c.store().digest(), LeaseId::all().filter(|l| c.uses(*l, sim.now().time).is_some()).count());
+    }
+    println!("{:?}", sim.violations());
+}

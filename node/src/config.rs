@@ -1,1 +1,253 @@
-//! config
+//! Everything that can be set about a daemon: flags, their variables, their defaults.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+
+use crate::driver::embedded::subnet::Subnet;
+
+/// The port between nodes when none is named. Source: Docker Swarm.
+pub const PORT_DEFAULT: u16 = 2377;
+
+/// The API's socket when none is named.
+pub const HOST_DEFAULT: &str = "unix:///run/shoal/shoal.sock";
+
+/// Run a node of a shoal cluster
+#[derive(Debug, Clone, Parser)]
+#[command(name = "shoald", version, max_term_width = 100)]
+pub struct Config {
+    /// Directory of this node's identity, state, images and containers
+    #[arg(long, env = "SHOALD_DATA_DIR", default_value = "/var/lib/shoal", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Socket of the API, as unix://PATH (may be repeated)
+    #[arg(short = 'H', long = "host", env = "SHOALD_HOST", default_value = HOST_DEFAULT, value_name = "URL",
+        value_delimiter = ',')]
+    pub hosts: Vec<Host>,
+
+    /// Address and port on which other nodes reach this one
+    #[arg(long, env = "SHOALD_LISTEN_ADDR", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_DEFAULT)),
+        value_name = "IP:PORT")]
+    pub listen_addr: SocketAddr,
+
+    /// Address that other nodes are told [default: the listen address, or that of the default route]
+    #[arg(long, env = "SHOALD_ADVERTISE_ADDR", value_name = "IP[:PORT]")]
+    pub advertise_addr: Option<Address>,
+
+    /// Address on which published ports listen [default: all, or the advertised one if that is a loopback address]
+    #[arg(long, env = "SHOALD_PUBLISH_ADDR", value_name = "IP")]
+    pub publish_addr: Option<IpAddr>,
+
+    /// What runs the containers; the choice of auto is kept
+    #[arg(long, env = "SHOALD_DRIVER", default_value = "auto", value_enum)]
+    pub driver: DriverChoice,
+
+    /// Socket of the Docker Engine that the docker driver uses
+    #[arg(long, env = "SHOALD_DOCKER_HOST", default_value = "unix:///var/run/docker.sock", value_name = "URL")]
+    pub docker_host: String,
+
+    /// Range from which the embedded driver takes a free /24 for this node's containers
+    #[arg(long, env = "SHOALD_CONTAINER_POOL", default_value = "10.212.0.0/16", value_name = "CIDR")]
+    pub container_pool: Subnet,
+
+    /// Name of this node [default: the machine's host name]
+    #[arg(long, env = "SHOALD_HOSTNAME", value_name = "NAME")]
+    pub hostname: Option<String>,
+
+    /// Label of this node for constraints on engine.labels, as KEY=VALUE (may be repeated)
+    #[arg(long = "label", env = "SHOALD_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub labels: Vec<Label>,
+
+    /// Make a new cluster, unless this node is in one already
+    #[arg(long, env = "SHOALD_INIT", conflicts_with = "join", value_parser = clap::builder::BoolishValueParser::new())]
+    pub init: bool,
+
+    /// Join the cluster of this seed, unless this node is in one already (may be repeated)
+    #[arg(long, env = "SHOALD_JOIN", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub join: Vec<String>,
+
+    /// Token to join with
+    #[arg(long, env = "SHOALD_TOKEN", value_name = "TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    pub token: Option<String>,
+
+    /// File that holds the token to join with
+    #[arg(long, env = "SHOALD_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,shoal_node::swarm=debug
+    #[arg(long, env = "SHOALD_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+
+    /// How it is logged
+    #[arg(long, env = "SHOALD_LOG_FORMAT", default_value = "text", value_enum)]
+    pub log_format: LogFormat,
+}
+
+/// What runs the containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DriverChoice {
+    /// Docker Engine where one answers, else embedded
+    Auto,
+    /// Docker Engine
+    Docker,
+    /// shoal itself, without an engine
+    Embedded,
+    /// Nothing: tasks only seem to run (for tests of clusters)
+    #[value(hide = true)]
+    Fake,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
+}
+
+/// The path of a Unix socket, written `unix:///path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host(pub PathBuf);
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => Ok(Self(PathBuf::from(path))),
+            Some(_) => Err("the path of a socket must be absolute, such as unix:///run/shoal/shoal.sock".to_owned()),
+            None if text.starts_with("tcp://") => {
+                Err("the API over TCP is not supported yet; use unix://PATH".to_owned())
+            }
+            None => Err("expected unix://PATH".to_owned()),
+        }
+    }
+}
+
+/// An address with or without a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port, if one was named.
+    pub port: Option<u16>,
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = match (text.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
+            (Ok(ip), _) => Self { ip, port: None },
+            (_, Ok(socket)) => Self { ip: socket.ip(), port: Some(socket.port()) },
+            _ => return Err("expected IP or IP:PORT".to_owned()),
+        };
+        if address.ip.is_unspecified() {
+            return Err("other nodes cannot reach an unspecified address".to_owned());
+        }
+        Ok(address)
+    }
+}
+
+/// A label, written `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The key.
+    pub key: String,
+    /// The value, which may be empty.
+    pub value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        if key.trim().is_empty() {
+            return Err("expected KEY=VALUE".to_owned());
+        }
+        Ok(Self { key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
+impl Config {
+    /// Checks what no single flag can tell.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.join.is_empty() && (self.token.is_some() || self.token_file.is_some()) {
+            return Err("--token and --token-file need --join with the address of a member".to_owned());
+        }
+        if !self.join.is_empty() && self.token.is_none() && self.token_file.is_none() {
+            return Err("--join needs --token or --token-file".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Returns the labels by key.
+    pub fn engine_labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect()
+    }
+
+    /// Returns what other nodes are told, given the address of the default route.
+    pub fn advertised(&self, route: Option<IpAddr>) -> Option<SocketAddr> {
+        let listens = self.listen_addr;
+        match self.advertise_addr {
+            Some(Address { ip, port }) => Some(SocketAddr::new(ip, port.unwrap_or(listens.port()))),
+            None if !listens.ip().is_unspecified() => Some(listens),
+            None => route.map(|ip| SocketAddr::new(ip, listens.port())),
+        }
+    }
+
+    /// Returns where published ports listen; `None` means on all addresses.
+    pub fn publishes(&self, advertised: SocketAddr) -> Option<IpAddr> {
+        self.publish_addr.or_else(|| advertised.ip().is_loopback().then(|| advertised.ip()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Config, String> {
+        let arguments = std::iter::once(&"shoald").chain(arguments);
+        let config = Config::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        config.validate().map(|()| config)
+    }
+
+    #[test]
+    fn addresses_follow_from_each_other() {
+        let route = Some(IpAddr::from([192, 0, 2, 7]));
+        for (arguments, advertised, publishes) in [
+            (&[][..], "192.0.2.7:2377", None),
+            (&["--listen-addr", "127.0.0.2:2377"], "127.0.0.2:2377", Some("127.0.0.2")),
+            (&["--advertise-addr", "10.0.0.5"], "10.0.0.5:2377", None),
+            (&["--advertise-addr", "10.0.0.5:99"], "10.0.0.5:99", None),
+            (&["--listen-addr", "127.0.0.1:1", "--publish-addr", "0.0.0.0"], "127.0.0.1:1", Some("0.0.0.0")),
+        ] {
+            let config = parse(arguments).unwrap();
+            let got = config.advertised(route).unwrap();
+            assert_eq!(got.to_string(), advertised, "{arguments:?}");
+            assert_eq!(config.publishes(got).map(|ip| ip.to_string()).as_deref(), publishes, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        for arguments in [
+            &["--join", "10.0.0.1"][..],
+            &["--token", "x"],
+            &["--init", "--join", "10.0.0.1", "--token", "x"],
+            &["-H", "tcp://127.0.0.1:2375"],
+            &["-H", "unix://relative"],
+            &["--advertise-addr", "0.0.0.0"],
+            &["--advertise-addr", "host"],
+            &["--label", "=x"],
+            &["--config", "file"],
+        ] {
+            assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+    }
+}

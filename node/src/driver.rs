@@ -7,6 +7,7 @@ use shoal_control::task::{ContainerPlan, Found, Running};
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::AsyncRead;
 
+pub mod choice;
 pub mod conformance;
 pub mod docker;
 pub mod embedded;
@@ -109,6 +110,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Returns the name and version of the engine, such as `docker 20.10.24` or `embedded 0.1.0`.
     fn engine(&self) -> String;
 
+    /// Returns whether ports that tasks publish on their node alone are opened by the engine; if not, the ingress does it.
+    fn publishes_host_ports(&self) -> bool;
+
     /// Returns what this node can give to tasks.
     async fn capacity(&self) -> Result<Capacity, DriverError>;
 
@@ -146,4 +150,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Removes an image by reference or identifier.
     async fn remove_image(&self, image: &str) -> Result<(), DriverError>;
+
+    /// Removes every container of this node and what the driver set up on the machine: the node leaves its cluster. Images
+    /// stay.
+    async fn close(&self) -> Result<(), DriverError>;
 }

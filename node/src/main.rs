@@ -2,11 +2,57 @@
 
 use std::process::ExitCode;
 
+use clap::Parser;
+use shoal_node::config::{Config, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+/// Worker threads of the daemon: it waits more than it computes, and each thread costs memory.
+const THREADS: usize = 2;
+
 fn main() -> ExitCode {
-    // Before anything else: a supervisor must stay a process with one thread.
-    let mut arguments = std::env::args().skip(1);
+    // A container's supervisor must never have had a second thread: it is dispatched before anything else exists.
+    let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     if arguments.next().as_deref() == Some(shoal_node::supervisor::SUBCOMMAND) {
         return shoal_node::supervisor::main(arguments);
     }
-    ExitCode::SUCCESS
+    let config = Config::parse();
+    if let Err(error) = config.validate() {
+        eprintln!("shoald: {error}");
+        return ExitCode::from(2);
+    }
+    if let Err(error) = log_to_stderr(&config) {
+        eprintln!("shoald: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(shoal_node::runtime::run(config));
+            // What still runs in the background are reads and transfers of others; none of them keeps a promise.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("failed to start the runtime")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level)
+        .map_err(|error| anyhow::anyhow!("--log-level {}: {error}", config.log_level))?
+        // It warns of every cgroup controller that a machine lacks, for every container.
+        .add_directive("libcgroups=error".parse()?);
+    let ansi = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    match config.log_format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
 }

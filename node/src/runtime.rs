@@ -1,1 +1,277 @@
-//! runtime
+//! The event loop: the only place that knows all shells, and the only reader of the clock.
+//!
+//! Everything that happens becomes a command, a swarm event or an event of the decisions; everything the decisions ask for is
+//! handed to a shell. Nothing here waits for the network: what takes time runs beside the loop and reports back.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use shoal_protocol::Time;
+use shoal_protocol::value::NodeStatus;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::listen::Socket;
+use crate::api::{self, Metrics};
+use crate::config::Config;
+use crate::disk::{self, Disk, Loaded};
+
+pub mod backend;
+pub mod clock;
+pub mod command;
+pub mod machine;
+mod member;
+mod membership;
+mod persist;
+mod shells;
+
+use command::{Command, Loop};
+use member::{Happening, Member};
+use membership::Joining;
+
+/// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The daemon between its start and its end.
+struct Daemon {
+    config: Config,
+    advertised: SocketAddr,
+    disk: Disk,
+    /// Counts the starts of this daemon.
+    incarnation: u64,
+    settings: BTreeMap<String, String>,
+    router: axum::Router,
+    member: Option<Member>,
+    joining: Option<Joining>,
+}
+
+/// What the loop waits for.
+enum Input {
+    Command(Command),
+    Member(Happening),
+    Joined(Box<membership::Joined>),
+    Timer,
+    Terminate,
+}
+
+/// Runs the daemon until it is told to end.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let advertised = config
+        .advertised(machine::routed_address())
+        .context("this machine has no route to other machines: name an address with --advertise-addr")?;
+    let (disk, loaded) = disk::open(&config.data_dir)?;
+    let mut signals = Signals::new()?;
+    let (api_loop, mut commands) = Loop::new();
+    let sockets = config.hosts.iter().map(|host| Socket::bind(&host.0)).collect::<Result<Vec<_>, _>>()?;
+    let metrics = Arc::new(Metrics::new(Registry::default()));
+    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised));
+    let router = api::router(Arc::new(backend), metrics);
+    let ended = CancellationToken::new();
+    let serving: Vec<_> = sockets
+        .into_iter()
+        .map(|socket| tokio::spawn(socket.serve(router.clone(), ended.clone().cancelled_owned())))
+        .collect();
+    std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
+        .context("failed to write shoald.pid")?;
+
+    let mut daemon = Daemon::start(config, advertised, disk, loaded, router).await?;
+    tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
+    if let Err(error) = machine::notify("READY=1") {
+        tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
+    }
+    while daemon.turn(&mut commands, &mut signals).await {}
+    let _ = machine::notify("STOPPING=1");
+    daemon.farewell().await;
+    ended.cancel();
+    for serving in serving {
+        // Requests that still wait for something are not waited for.
+        let _ = tokio::time::timeout(FAREWELL, serving).await;
+    }
+    daemon.disk.close().await;
+    // Absent after an orderly end, so that whoever finds it knows that this daemon did not end so.
+    let _ = std::fs::remove_file(daemon.config.data_dir.join("shoald.pid"));
+    tracing::info!("ended; tasks keep running and are adopted at the next start");
+    Ok(())
+}
+
+/// What this node says of itself before it is a member.
+fn own_status(config: &Config, advertised: SocketAddr) -> NodeStatus {
+    NodeStatus {
+        hostname: config.hostname.clone().unwrap_or_else(machine::hostname),
+        address: Some(advertised),
+        publish_address: config.publishes(advertised),
+        os: "linux".to_owned(),
+        architecture: machine::architecture(),
+        engine_labels: config.engine_labels(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..NodeStatus::default()
+    }
+}
+
+impl Daemon {
+    async fn start(
+        config: Config,
+        advertised: SocketAddr,
+        disk: Disk,
+        loaded: Loaded,
+        router: axum::Router,
+    ) -> anyhow::Result<Self> {
+        let incarnation = loaded.incarnation;
+        let settings = loaded.settings.clone();
+        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, member: None, joining: None };
+        let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
+        if loaded.cluster.is_some() {
+            if asked_for_cluster {
+                tracing::info!("this node is in a cluster already: --init and --join change nothing");
+            }
+            daemon.resume(loaded).await?;
+        } else if daemon.config.init {
+            daemon.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        } else if !daemon.config.join.is_empty() {
+            let token = daemon.token()?;
+            let seeds = daemon.config.join.clone();
+            daemon.join(seeds, &token, None).map_err(|error| anyhow::anyhow!("{error}"))?;
+        } else {
+            tracing::info!("this node is in no cluster: it waits for 'shoal init' or 'shoal join'");
+        }
+        Ok(daemon)
+    }
+
+    fn token(&self) -> anyhow::Result<String> {
+        match (&self.config.token, &self.config.token_file) {
+            (Some(token), _) => Ok(token.clone()),
+            (None, Some(file)) => {
+                let text =
+                    std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+                Ok(text.trim().to_owned())
+            }
+            (None, None) => anyhow::bail!("--join needs --token or --token-file"),
+        }
+    }
+
+    /// Takes in one thing that happened. Returns whether the daemon goes on.
+    async fn turn(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> bool {
+        match self.next(commands, signals).await {
+            Input::Command(command) => self.command(command).await,
+            Input::Member(happening) => {
+                if let Some(member) = &mut self.member {
+                    member.take_in(happening);
+                }
+            }
+            Input::Joined(joined) => self.joined(*joined).await,
+            Input::Timer => {
+                if let Some(member) = &mut self.member {
+                    member.tick();
+                }
+            }
+            Input::Terminate => return false,
+        }
+        let removed = match &mut self.member {
+            Some(member) => member.perform().await,
+            None => false,
+        };
+        if removed {
+            tracing::warn!("this node was removed from the cluster: its tasks are stopped and its membership ends");
+            self.end_membership().await;
+        }
+        true
+    }
+
+    async fn next(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> Input {
+        let deadline = self.member.as_ref().map(Member::timeout);
+        tokio::select! {
+            biased;
+            () = signals.terminate() => Input::Terminate,
+            happening = next_happening(&mut self.member) => Input::Member(happening),
+            joined = membership::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
+            Some(command) = commands.recv() => Input::Command(command),
+            () = sleep_until(deadline) => Input::Timer,
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Look(look) => look(self.member.as_ref().map(Member::control), clock::now()),
+            Command::Write { write, reply } => match &mut self.member {
+                Some(member) => member.write(write, reply),
+                None => {
+                    let _ = reply.send(Err(membership::no_cluster()));
+                }
+            },
+            Command::Init { reply } => {
+                let result = self.init().await;
+                let _ = reply.send(result);
+            }
+            Command::Join { seeds, token, reply } => {
+                if let Err((reply, error)) = self.join_for(seeds, &token, reply) {
+                    let _ = reply.send(Err(error));
+                }
+            }
+            Command::Leave { force, reply } => {
+                let result = self.leave(force).await;
+                let _ = reply.send(result);
+            }
+            Command::Tokens { reply } => {
+                let _ = reply.send(self.member.as_ref().map_or(Err(membership::no_cluster()), Member::tokens));
+            }
+            Command::Rotate { roles, version, reply } => match &mut self.member {
+                Some(member) => member.rotate(&roles, version, reply),
+                None => {
+                    let _ = reply.send(Err(membership::no_cluster()));
+                }
+            },
+            Command::Shells { reply } => {
+                let _ = reply.send(self.member.as_ref().map(Member::shells));
+            }
+        }
+    }
+
+    /// Says that this node goes away for a moment, and gives that a moment to be heard.
+    async fn farewell(&mut self) {
+        if let Some(member) = &mut self.member {
+            member.leave(true);
+            member.perform().await;
+            let _ = tokio::time::timeout(FAREWELL, member.settle()).await;
+            member.close().await;
+        }
+    }
+}
+
+async fn next_happening(member: &mut Option<Member>) -> Happening {
+    match member {
+        Some(member) => member.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Time>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline.since(clock::now().time)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What ends the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("failed to listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn terminate(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

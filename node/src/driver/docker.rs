@@ -206,6 +206,17 @@ impl Driver for DockerDriver {
         self.engine.clone()
     }
 
+    fn publishes_host_ports(&self) -> bool {
+        true
+    }
+
+    async fn close(&self) -> Result<(), DriverError> {
+        for found in self.list().await? {
+            self.remove(found.task).await?;
+        }
+        Ok(())
+    }
+
     async fn capacity(&self) -> Result<Capacity, DriverError> {
         let info = self.docker.info().await.map_err(|error| failed("ask the engine what it has", error))?;
         let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or_default();

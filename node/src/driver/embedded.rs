@@ -116,16 +116,6 @@ impl EmbeddedDriver {
         Ok(Self { config, containers, images: Arc::new(images), network, addresses, choosing })
     }
 
-    /// Removes every container, the bridge, the packet rules and the node's control groups: for a node that leaves its
-    /// cluster. Images stay.
-    pub async fn close(self) -> Result<(), DriverError> {
-        for found in self.list().await? {
-            self.remove(found.task).await?;
-        }
-        self.network.remove().await.map_err(failed("failed to remove the containers' network"))?;
-        cgroup::remove_empty_parents(&node_group(self.config.node)).map_err(failed("failed to remove control groups"))
-    }
-
     fn directory(&self, task: TaskId) -> BundleDir {
         BundleDir(self.containers.join(task.to_string()))
     }
@@ -197,6 +187,18 @@ impl EmbeddedDriver {
 impl Driver for EmbeddedDriver {
     fn engine(&self) -> String {
         concat!("embedded ", env!("CARGO_PKG_VERSION")).to_owned()
+    }
+
+    fn publishes_host_ports(&self) -> bool {
+        false
+    }
+
+    async fn close(&self) -> Result<(), DriverError> {
+        for found in self.list().await? {
+            self.remove(found.task).await?;
+        }
+        self.network.remove().await.map_err(failed("failed to remove the containers' network"))?;
+        cgroup::remove_empty_parents(&node_group(self.config.node)).map_err(failed("failed to remove control groups"))
     }
 
     async fn capacity(&self) -> Result<Capacity, DriverError> {

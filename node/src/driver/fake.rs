@@ -163,6 +163,17 @@ impl Driver for FakeDriver {
         format!("fake {}", env!("CARGO_PKG_VERSION"))
     }
 
+    fn publishes_host_ports(&self) -> bool {
+        true
+    }
+
+    async fn close(&self) -> Result<(), DriverError> {
+        for found in self.list().await? {
+            self.remove(found.task).await?;
+        }
+        Ok(())
+    }
+
     async fn capacity(&self) -> Result<Capacity, DriverError> {
         Ok(self.capacity.clone())
     }

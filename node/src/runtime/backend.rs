@@ -190,9 +190,8 @@ impl Backend for NodeBackend {
     }
 
     async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError> {
-        let unreachable = |error: &dyn std::fmt::Display| {
-            ApiError::unavailable(format!("node {node} cannot be reached: {error}"))
-        };
+        let unreachable =
+            |error: &dyn std::fmt::Display| ApiError::unavailable(format!("node {node} cannot be reached: {error}"));
         let stream = self.shells().await?.swarm.open_api(node).await.map_err(|error| unreachable(&error))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
@@ -208,7 +207,8 @@ impl Backend for NodeBackend {
 /// Returns what another node may ask of this node's API: what tasks here have written and, as a manager, to take images in.
 /// Everything else it has in its own replica or sends to the holder of a lease.
 fn is_open_to_peers(method: &Method, path: &str, is_manager: bool) -> bool {
-    let is_logs = path.strip_prefix("/tasks/").and_then(|rest| rest.strip_suffix("/logs")).is_some_and(|id| !id.contains('/'));
+    let is_logs =
+        path.strip_prefix("/tasks/").and_then(|rest| rest.strip_suffix("/logs")).is_some_and(|id| !id.contains('/'));
     match *method {
         Method::GET => is_logs,
         Method::POST => is_manager && path == "/images/load",

@@ -166,12 +166,7 @@ impl Member {
         });
     }
 
-    fn refused(
-        &mut self,
-        address: SocketAddr,
-        reason: &crate::swarm::Refusal,
-        by: Option<(NodeId, Role)>,
-    ) {
+    fn refused(&mut self, address: SocketAddr, reason: &crate::swarm::Refusal, by: Option<(NodeId, Role)>) {
         tracing::warn!(%address, %reason, "refused by another node");
         if let (crate::swarm::Refusal::Banned, Some((node, Role::Manager))) = (reason, by) {
             // A manager of this very cluster says so, over a connection that proves who it is.
@@ -207,9 +202,11 @@ impl Member {
     fn secrets(&self) -> Result<(ClusterSecrets, crate::identity::Root), WriteError> {
         let not_manager = || WriteError::NotManager { managers: self.control.manager_addresses() };
         let key = self.membership.manager_key.as_ref().ok_or_else(not_manager)?;
-        let cluster = self.control.store().cluster().ok_or_else(|| {
-            WriteError::NoQuorum("this node has not heard from another manager yet".to_owned())
-        })?;
+        let cluster = self
+            .control
+            .store()
+            .cluster()
+            .ok_or_else(|| WriteError::NoQuorum("this node has not heard from another manager yet".to_owned()))?;
         let open = || {
             let root = self.membership.root()?;
             Ok::<_, crate::identity::IdentityError>((ClusterSecrets::open(&cluster.sealed, key, cluster.id)?, root))
@@ -225,12 +222,7 @@ impl Member {
     }
 
     /// Replaces the join tokens of some roles.
-    pub(super) fn rotate(
-        &mut self,
-        roles: &[Role],
-        version: u64,
-        reply: oneshot::Sender<Result<Written, WriteError>>,
-    ) {
+    pub(super) fn rotate(&mut self, roles: &[Role], version: u64, reply: oneshot::Sender<Result<Written, WriteError>>) {
         match self.rotated(roles, version) {
             Ok(cluster) => self.write(Write::UpdateCluster { cluster }, reply),
             Err(error) => {
@@ -351,11 +343,7 @@ impl Member {
         });
     }
 
-    fn keep_peers(
-        &self,
-        known: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
-        banned: BTreeSet<NodeId>,
-    ) {
+    fn keep_peers(&self, known: BTreeMap<NodeId, BTreeSet<SocketAddr>>, banned: BTreeSet<NodeId>) {
         let known: BTreeMap<NodeId, Vec<_>> =
             known.into_iter().map(|(node, addresses)| (node, addresses.into_iter().collect())).collect();
         self.swarm.set_banned(banned);

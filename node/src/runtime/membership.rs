@@ -121,10 +121,8 @@ impl Daemon {
         let key = NodeKey::from_bytes(loaded.identity.as_deref().context(damaged)?).context(damaged)?;
         let membership = Membership::from_bytes(loaded.cluster.as_deref().context(damaged)?).context(damaged)?;
         let leases = loaded.leases.as_deref().map(codec::decode).transpose().context(damaged)?;
-        let addresses =
-            loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect();
-        let start =
-            Start { key, membership, records: loaded.records, leases, restarted: true, addresses, swarm: None };
+        let addresses = loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect();
+        let start = Start { key, membership, records: loaded.records, leases, restarted: true, addresses, swarm: None };
         self.begin(start, false).await
     }
 
@@ -154,8 +152,9 @@ impl Daemon {
         text: &str,
         reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
     ) -> Result<(), MembershipError> {
-        let token: JoinToken =
-            text.parse().map_err(|error: shoal_protocol::token::InvalidToken| MembershipError::Invalid(error.to_string()))?;
+        let token: JoinToken = text
+            .parse()
+            .map_err(|error: shoal_protocol::token::InvalidToken| MembershipError::Invalid(error.to_string()))?;
         self.try_to_join(seeds.clone(), token, reply, Some((seeds, text.to_owned())));
         Ok(())
     }
@@ -329,10 +328,10 @@ impl Daemon {
 
     async fn store_membership(&self, start: &Start) -> anyhow::Result<()> {
         let leases = start.leases.as_ref().map(codec::encode).transpose()?;
-        let peers = start.addresses.iter().map(|(id, addresses)| KnownPeer {
-            id: *id,
-            addresses: addresses.iter().copied().collect(),
-        });
+        let peers = start
+            .addresses
+            .iter()
+            .map(|(id, addresses)| KnownPeer { id: *id, addresses: addresses.iter().copied().collect() });
         let batch = Batch {
             forget_cluster: true,
             identity: Some(start.key.to_bytes().to_vec()),

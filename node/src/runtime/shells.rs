@@ -25,12 +25,7 @@ pub struct Shells {
 }
 
 impl Shells {
-    pub(super) fn new(
-        node: NodeId,
-        driver: Arc<dyn Driver>,
-        swarm: SwarmHandle,
-        ingress: Arc<IngressMetrics>,
-    ) -> Self {
+    pub(super) fn new(node: NodeId, driver: Arc<dyn Driver>, swarm: SwarmHandle, ingress: Arc<IngressMetrics>) -> Self {
         Self { node, driver, swarm, ingress }
     }
 

@@ -8,5 +8,6 @@ pub mod http;
 pub mod lab;
 pub mod load;
 pub mod shoal;
+pub mod sim;
 pub mod wait;
 pub mod walk;

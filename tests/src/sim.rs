@@ -39,13 +39,7 @@ pub struct Options {
 impl Options {
     /// Returns the options of a run with all safety rules on.
     pub fn new(seed: u64, nodes: usize) -> Self {
-        Self {
-            seed,
-            nodes,
-            faults: Faults::default(),
-            loss_percent: 0,
-            delay_max: Duration::from_millis(20),
-        }
+        Self { seed, nodes, faults: Faults::default(), loss_percent: 0, delay_max: Duration::from_millis(20) }
     }
 }
 
@@ -400,9 +394,8 @@ impl Sim {
 
     fn probe(&mut self, from: usize, node: NodeId, request: u64) {
         let peer = self.hosts.iter().position(|host| host.id == node);
-        let alive = peer.is_some_and(|peer| {
-            self.hosts[peer].is_running() && !self.hosts[peer].paused && self.linked(from, peer)
-        });
+        let alive = peer
+            .is_some_and(|peer| self.hosts[peer].is_running() && !self.hosts[peer].paused && self.linked(from, peer));
         let refused = peer.is_some_and(|peer| !self.hosts[peer].is_running() && self.linked(from, peer));
         let after = Duration::from_millis(if alive || refused { 10 } else { 500 });
         let event = Box::new(Event::Probed { node, request, alive });

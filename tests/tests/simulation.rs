@@ -197,7 +197,14 @@ fn tmp_join_only() {
     sim.run_for(Duration::from_secs(20));
     for host in sim.hosts() {
         let c = host.control().unwrap();
-        println!("{} voters {:?} quorum {} digest {:x} leases {:?}", c.me(), c.voters(), c.has_quorum(sim.now().time), c.store().digest(), LeaseId::all().filter(|l| c.uses(*l, sim.now().time).is_some()).count());
+        println!(
+            "{} voters {:?} quorum {} digest {:x} leases {:?}",
+            c.me(),
+            c.voters(),
+            c.has_quorum(sim.now().time),
+            c.store().digest(),
+            LeaseId::all().filter(|l| c.uses(*l, sim.now().time).is_some()).count()
+        );
     }
     println!("{:?}", sim.violations());
 }

@@ -22,10 +22,8 @@ impl History {
     /// Looks at every daemon after an event: at most one uses a lease, and epochs only grow.
     pub(super) fn observe(&mut self, hosts: &[Host], now: Time, seed: u64) {
         for lease in LeaseId::all() {
-            let users: Vec<(u64, NodeId)> = hosts
-                .iter()
-                .filter_map(|host| Some((host.control()?.uses(lease, now)?, host.id)))
-                .collect();
+            let users: Vec<(u64, NodeId)> =
+                hosts.iter().filter_map(|host| Some((host.control()?.uses(lease, now)?, host.id))).collect();
             if users.len() > 1 {
                 self.violation(format!("two nodes use lease {lease} at {now:?}: {users:?}; replay: SHOAL_SEED={seed}"));
             }

@@ -65,9 +65,11 @@ pub fn run(options: Options) -> Report {
     if !settled && let Some(why) = sim.unsettled(&wanted) {
         violations.push(format!("not settled: {why}; replay: SHOAL_SEED={}", options.seed));
     }
-    violations.extend(users.lost(&sim).map(|service| {
-        format!("acknowledged service {service} is gone; replay: SHOAL_SEED={}", options.seed)
-    }));
+    violations.extend(
+        users
+            .lost(&sim)
+            .map(|service| format!("acknowledged service {service} is gone; replay: SHOAL_SEED={}", options.seed)),
+    );
     Report { violations, counts: sim.counts, acknowledged: users.created.len() + users.removed.len() }
 }
 
@@ -82,8 +84,9 @@ fn spec(service: ServiceId, replicas: u64) -> String {
 impl Users {
     /// Asks some manager for something.
     fn act(&mut self, sim: &mut Sim, random: &mut StdRng) {
-        let managers: Vec<usize> =
-            (0..sim.len()).filter(|&at| sim.hosts()[at].role == Role::Manager && sim.hosts()[at].is_running()).collect();
+        let managers: Vec<usize> = (0..sim.len())
+            .filter(|&at| sim.hosts()[at].role == Role::Manager && sim.hosts()[at].is_running())
+            .collect();
         let Some(&at) = managers.get(random.random_range(0..managers.len().max(1))) else { return };
         let removable = self.created.keys().next().copied().filter(|_| random.random_range(0..4) == 0);
         match removable {
@@ -136,7 +139,10 @@ impl Users {
     /// Returns the services that were acknowledged and are nowhere.
     fn lost<'a>(&'a self, sim: &'a Sim) -> impl Iterator<Item = ServiceId> + 'a {
         self.created.keys().copied().filter(|service| {
-            !sim.hosts().iter().filter_map(|host| host.control()).any(|control| control.store().service(*service).is_some())
+            !sim.hosts()
+                .iter()
+                .filter_map(|host| host.control())
+                .any(|control| control.store().service(*service).is_some())
         })
     }
 }

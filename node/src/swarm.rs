@@ -7,6 +7,10 @@
 //! by its owner.
 //!
 //! Members are redialled for ever. A link ends when its connection ends or when nothing was heard on it for four seconds.
+//!
+//! Measured on two cores shared with other work (load 13): 512 MiB through one tunnel between two nodes of one process take
+//! 1.9 s of CPU for both ends together, 101 MiB/s by the clock. Yamux sizes its windows by itself (up to 1 GiB for a
+//! connection); what costs is encryption, not waiting for windows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -34,7 +38,7 @@ mod shared;
 mod stream;
 mod wire;
 
-pub use join::{JoinError, RenewError};
+pub use join::{DECISION_TIMEOUT, JoinError, RenewError};
 pub use stream::PeerStream;
 
 use service::Command;
@@ -83,7 +87,8 @@ pub enum SwarmError {
     Noise(String),
 }
 
-/// What the swarm reports. Of each node the order is: `Up`, its messages and streams, `Down`.
+/// What the swarm reports. Of each node the order is: `Up`, its messages, `Down`; a stream may be reported shortly before the
+/// `Up` or after the `Down` of its node.
 #[derive(Debug)]
 pub enum SwarmEvent {
     /// A node is linked.
@@ -111,7 +116,7 @@ pub enum SwarmEvent {
     Join {
         /// Who, and the secret that it offers.
         request: JoinRequest,
-        /// Where the answer goes; waited for up to [`join::DECISION_TIMEOUT`].
+        /// Where the answer goes; waited for up to [`DECISION_TIMEOUT`].
         reply: oneshot::Sender<Result<JoinReply, JoinRefusal>>,
     },
     /// A linked node wants a new credential; this node is a manager.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
 use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
-use crate::lease::{LeaseId, VOTERS_MAX, VoterSet};
+use crate::lease::{LeaseId, VoterSet};
 use crate::record::{Key, Record, SlotName};
 use crate::spec::PortConfig;
 use crate::task::TaskState;
@@ -93,10 +93,7 @@ impl Value {
         let rule = |holds: bool, broken| if holds { Ok(()) } else { Err(ValueError::Invalid(broken)) };
         rule(self.suits(key), "value is of another kind than its key")?;
         match (self, key) {
-            (Self::Voters(voters), _) => {
-                rule(voters.members.len() <= VOTERS_MAX, "voter set has too many members")?;
-                rule(voters.members.windows(2).all(|pair| pair[0] < pair[1]), "voter set is not sorted")
-            }
+            (Self::Voters(voters), _) => rule(voters.is_valid(), "voter set cannot have been decided"),
             (Self::Claim(claim), Key::Claim(lease)) => rule(claim.lease == *lease, "claim is for another lease"),
             (Self::Slot(slot), _) => {
                 rule(slot.tasks.len() <= SLOT_TASKS_MAX, "slot has too many tasks")?;
@@ -325,7 +322,8 @@ mod tests {
     #[test]
     fn values_that_break_a_rule_are_not_read() {
         let voters = |members: &[u128]| {
-            Value::Voters(VoterSet { version: 1, members: members.iter().copied().map(NodeId).collect() })
+            let members = members.iter().copied().map(NodeId).collect();
+            Value::Voters(VoterSet { version: 1, members, previous: Vec::new() })
         };
         let slot = |tasks: &[u128]| {
             let task = |id: &u128| SlotTask { id: TaskId(*id), ..SlotTask::default() };
@@ -338,6 +336,7 @@ mod tests {
             ("sorted voters", Key::Voters, voters(&[1, 2, 3]), true),
             ("unsorted voters", Key::Voters, voters(&[2, 1]), false),
             ("a voter twice", Key::Voters, voters(&[1, 1]), false),
+            ("no voters", Key::Voters, voters(&[]), false),
             ("eight voters", Key::Voters, voters(&[1, 2, 3, 4, 5, 6, 7, 8]), false),
             ("a claim", Key::Claim(LeaseId(3)), claim(3), true),
             ("a claim of another lease", Key::Claim(LeaseId(3)), claim(4), false),

@@ -39,6 +39,9 @@ pub(super) const RENEW: StreamProtocol = StreamProtocol::new("/shoal/renew/1");
 /// How long a node that connects has for a hello or for beginning to join.
 const UNADMITTED_MAX: Duration = Duration::from_secs(8);
 
+/// How long a refused node has to read why.
+const REFUSED_MAX: Duration = Duration::from_secs(2);
+
 /// How long a joining node's connection is kept: longer than the managers may take to decide.
 const JOINING_MAX: Duration = Duration::from_secs(40);
 
@@ -519,7 +522,7 @@ impl Service {
                 }
             }
         };
-        self.set_state(id, state, UNADMITTED_MAX);
+        self.set_state(id, state, if refusal.is_some() { REFUSED_MAX } else { UNADMITTED_MAX });
         if let Some(reason) = refusal.as_ref().filter(|reason| **reason != Refusal::Duplicate)
             && self.may_complain()
         {

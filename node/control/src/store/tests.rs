@@ -166,7 +166,10 @@ fn value_for(key: &Key, variant: u8) -> Value {
             root_pem: String::new(),
             sealed: vec![variant],
         }),
-        Key::Voters => Value::Voters(VoterSet { version: u64::from(variant), members: vec![NodeId(1), NodeId(2)] }),
+        Key::Voters => {
+            let members = (1..=2 + u128::from(variant)).map(NodeId).collect();
+            Value::Voters(VoterSet { version: 1, members, previous: Vec::new() })
+        }
         Key::Claim(lease) => Value::Claim(Claim { lease, holder: NodeId(u128::from(variant)) }),
         Key::Node(_) => node_object(&text),
         Key::Service(_) => service_object(&text),

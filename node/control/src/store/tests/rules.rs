@@ -112,7 +112,7 @@ fn what_cannot_be_read_is_kept_digested_and_counted() {
 fn a_write_is_checked_before_it_is_authored() {
     let mut store = Store::new();
     let claim = Value::Claim(Claim { lease: LeaseId(1), holder: NodeId(1) });
-    let voters = Value::Voters(VoterSet { version: 1, members: vec![NodeId(2), NodeId(1)] });
+    let voters = Value::Voters(VoterSet { version: 1, members: vec![NodeId(2), NodeId(1)], previous: Vec::new() });
     assert!(matches!(store.put(Key::Voters, stamp(1, 1), NodeId(1), Some(&claim)), Err(PutError::Value(_))));
     assert!(matches!(store.put(Key::Voters, stamp(1, 1), NodeId(1), Some(&voters)), Err(PutError::Value(_))));
     assert!(store.is_empty());

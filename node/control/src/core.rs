@@ -338,10 +338,9 @@ impl Control {
     /// Returns whether a peer's credential and its node record both make it a manager.
     fn is_manager(&self, node: NodeId) -> bool {
         let credential = if node == self.me { Some(self.role) } else { self.peers.get(&node).copied() };
-        let recorded = self.store.node_spec(node).map(|spec| spec.role);
-        // Before the first comparison there is no record of anybody: the root's signature has to do.
-        let known_to_none = self.store.nodes().next().is_none();
-        credential == Some(Role::Manager) && (recorded == Some(Role::Manager) || known_to_none)
+        // Of a node whose record has not come here yet, the root's signature has to do: it was admitted in that role.
+        let recorded = self.store.node_spec(node).is_none_or(|spec| spec.role == Role::Manager);
+        credential == Some(Role::Manager) && recorded && !self.store.is_banned(node)
     }
 
     fn role_of(&self, node: NodeId) -> Role {

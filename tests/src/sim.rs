@@ -160,7 +160,22 @@ impl Sim {
             assert!(sim.answers[&request].is_ok(), "{:?}", sim.answers[&request]);
             sim.start(index);
         }
+        assert!(
+            sim.run_until(Duration::from_secs(30), Self::is_formed),
+            "the nodes do not know each other; replay: SHOAL_SEED={}",
+            options.seed
+        );
         sim
+    }
+
+    /// Returns whether every node knows all others, and the voters are as many as the managers allow.
+    fn is_formed(&self) -> bool {
+        let voters = if self.hosts.len() < 3 { 1 } else { 3 };
+        self.hosts.iter().filter_map(Host::control).all(|control| {
+            let store = control.store();
+            let known = self.hosts.iter().all(|host| store.node_status(host.id).is_some());
+            known && control.voters().members.len() == voters && control.has_quorum(self.now)
+        })
     }
 
     fn found(&mut self) {

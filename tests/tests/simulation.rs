@@ -158,7 +158,8 @@ fn without_a_quorum_writes_are_refused_and_tasks_stay() {
     let request = sim.request(0, Write::RemoveService { id: web });
     assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
     assert!(matches!(sim.answer(request), Some(Err(WriteError::NoQuorum(_)))), "{:?}", sim.answer(request));
-    assert_eq!(sim.hosts()[0].running().collect::<Vec<_>>(), kept);
+    let running: Vec<_> = sim.hosts()[0].running().collect();
+    assert!(kept.iter().all(|task| running.contains(task)), "{kept:?} {running:?}");
     sim.start(1);
     settle(&mut sim, &BTreeMap::from([(web, 4)]));
 }
@@ -189,22 +190,4 @@ fn all_nodes_at_once_come_back_with_everything_acknowledged() {
         sim.start(at);
     }
     settle(&mut sim, &wanted);
-}
-
-#[test]
-fn tmp_join_only() {
-    let mut sim = Sim::new(Options::new(1, 7));
-    sim.run_for(Duration::from_secs(20));
-    for host in sim.hosts() {
-        let c = host.control().unwrap();
-        println!(
-            "{} voters {:?} quorum {} digest {:x} leases {:?}",
-            c.me(),
-            c.voters(),
-            c.has_quorum(sim.now().time),
-            c.store().digest(),
-            LeaseId::all().filter(|l| c.uses(*l, sim.now().time).is_some()).count()
-        );
-    }
-    println!("{:?}", sim.violations());
 }

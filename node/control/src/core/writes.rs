@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shoal_protocol::lease::LeaseId;
+use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::message::{AppendError, Appended, PeerMessage};
 use shoal_protocol::record::Record;
 use shoal_protocol::token::Role;
@@ -64,14 +64,24 @@ impl Control {
                     self.start_repairs(now);
                 }
                 lease::Action::Lost { lease } => self.lease_lost(lease),
-                lease::Action::VotersChanged(voters) => {
-                    let stamp = Stamp { lineage: 0, epoch: voters.version, seq: 0 };
-                    self.author(Key::Voters, stamp, Some(Value::Voters(voters)));
-                }
+                lease::Action::VotersChanged(voters) => self.note_voters(voters),
                 lease::Action::CatchUp { version, from, need } => self.catch_up(version, from, need),
             }
         }
         moved
+    }
+
+    /// Puts decided voters into the document. Every node that learns of them does so, in the same words: the record is
+    /// signed by their first, whoever writes it.
+    fn note_voters(&mut self, voters: VoterSet) {
+        let Some(&first) = voters.members.first() else { return };
+        let stamp = Stamp { lineage: 0, epoch: voters.version, seq: 0 };
+        if let Ok(record) = self.store.put(Key::Voters, stamp, first, Some(&Value::Voters(voters))) {
+            self.outbox.save(record.clone());
+            if self.is_manager(self.me) {
+                self.outbox.spread(record);
+            }
+        }
     }
 
     fn lease_lost(&mut self, lease: LeaseId) {

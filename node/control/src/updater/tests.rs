@@ -98,7 +98,7 @@ fn an_update_begins_ends_and_pauses() {
 fn messages_are_swarms() {
     let policy = UpdateConfig::default();
     let stored = progress(2, UpdateState::Updating);
-    let message = |phases: &[Phase], failed| {
+    let message = |phases: &[Phase], failed: bool| {
         let input = Input {
             policy: &policy,
             index: 2,

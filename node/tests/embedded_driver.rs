@@ -29,9 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn isolated(test: impl Future<Output = anyhow::Result<()>>) {
     // SAFETY: only the network is separated; file descriptor tables stay shared.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("tests need root");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    runtime.block_on(test).expect("the test failed");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test).unwrap();
 }
 
 /// A node with its driver.
@@ -62,7 +61,7 @@ impl Node {
             node: self.identity.id,
             cluster: self.identity.cluster,
             hostname: self.identity.hostname.clone(),
-            container_pool: "10.212.0.0/16".parse().expect("a block"),
+            container_pool: "10.212.0.0/16".parse().unwrap(),
             supervisor_exe: env!("CARGO_BIN_EXE_shoald").into(),
         }
     }
@@ -106,7 +105,7 @@ impl Node {
         let links = Command::new("ip").args(["-o", "link"]).output()?.stdout;
         let links = String::from_utf8_lossy(&links).into_owned();
         let alone = !links.contains("shl-");
-        ensure!(!links.contains(&id[..8]) && (!alone || !links.contains("shv")), "{links}");
+        ensure!(!links.contains(&id[..8]) && !(alone && links.contains("shv")), "{links}");
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         ensure!(!mounts.contains(&*self.data.path().to_string_lossy()), "{mounts}");
         let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &id]).output()?.stdout;
@@ -431,7 +430,6 @@ fn starting_is_fast() {
             times.push((began.elapsed(), prepared, started, ended));
         }
         times.sort_unstable();
-        println!("processor time of each container with its supervisor: {:?}", (children_time()? - before) / 30);
         println!(
             "removed, prepared, started, ended, each since the beginning: median {:?}, worst {:?}",
             times[15], times[29]

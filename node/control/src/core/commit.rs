@@ -182,7 +182,7 @@ mod tests {
 
     fn begun() -> Commit {
         let mut commit = Commit::default();
-        let voters = VoterSet { version: 1, members: vec![NodeId(1), NodeId(2), NodeId(3)], ..VoterSet::default() };
+        let voters = VoterSet { version: 1, members: vec![NodeId(1), NodeId(2), NodeId(3)], previous: Vec::new() };
         let written = Written { index: 1, warnings: Vec::new() };
         commit.begin(Origin::Nobody, written, Vec::new(), (LeaseId::REGISTRY, 1), voters, Time(0));
         commit

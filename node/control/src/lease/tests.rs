@@ -381,3 +381,62 @@ fn a_promise_is_not_repeated_before_it_is_on_disk() {
     leases.handle_event(Event::Persisted(2), Time(30));
     assert!(granted(&mut leases));
 }
+
+#[test]
+fn no_message_makes_a_node_panic() {
+    use shoal_protocol::lease::Ballot;
+    let (me, other) = (id(1), id(2));
+    let (max, lease) = (u64::MAX, LeaseId(255));
+    let ballot = Ballot { round: max, node: other };
+    for version in [0, 1, 2, max] {
+        let set = VoterSet { version, members: vec![other, me, other], previous: vec![me; 9] };
+        let next = VoterSet { version, ..VoterSet::first(me).successor([me, other]) };
+        let grant = Grant { lease, epoch: max, holder: other, incarnation: max, remaining_ms: max };
+        let ask = Ask { lease: LeaseId(0), epoch: max };
+        let refused = Answer::Refused { ask, epoch: max, holder: other, remaining_ms: max };
+        let ending = Ending { lease: LeaseId(1), epoch: max, remaining_ms: max };
+        let release = Release { lease, epoch: max, used: false };
+        let mut leases = Leases::new(me, Leases::bootstrap(me), false, Time(0));
+        leases.handle_event(Event::Candidates { eligible: vec![me, other], settled: vec![other] }, Time(0));
+        for (count, message) in [
+            LeaseMessage::Ask {
+                voters: version,
+                round: max,
+                incarnation: max,
+                asks: vec![ask; 99],
+                releases: vec![release; 99],
+            },
+            LeaseMessage::Answers {
+                voters: version,
+                round: 1,
+                ready: true,
+                answers: vec![refused; 99],
+                ending: vec![ending; 99],
+            },
+            LeaseMessage::Handover { lease, epoch: max },
+            LeaseMessage::Handover { lease: LeaseId(2), epoch: max },
+            LeaseMessage::StaleVoters { current: set.clone() },
+            LeaseMessage::Prepare { version, ballot },
+            LeaseMessage::Promise { version, ballot, accepted: Some((ballot, set.clone())) },
+            LeaseMessage::Accept { version, ballot, next: set.clone() },
+            LeaseMessage::Accepted { version, ballot },
+            LeaseMessage::Outbid { version, ballot },
+            LeaseMessage::GrantsWanted { version },
+            LeaseMessage::Grants { version, grants: vec![grant; 99] },
+            LeaseMessage::Decided(set),
+            LeaseMessage::Decided(next),
+            LeaseMessage::Grants { version, grants: vec![grant; 99] },
+            LeaseMessage::Grants { version: 1, grants: vec![grant; 99] },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let now = Time(count as u64 * 500);
+            leases.handle_event(Event::Message { from: other, message }, now);
+            leases.handle_event(Event::ProposeVoters(vec![me; 20]), now);
+            leases.handle_event(Event::Persisted(count as u64), now);
+            leases.handle_event(Event::Tick, now);
+            while leases.poll_action().is_some() {}
+        }
+    }
+}

@@ -245,11 +245,6 @@ impl<'a, 'w> Work<'a, 'w> {
             self.wake_at(ended + delay);
             return;
         }
-        if let SlotName::Node(id) = name
-            && !self.cluster.nodes.get(&id).is_some_and(|node| self.takes_tasks(id, node))
-        {
-            return; // ended without a successor it would look finished
-        }
         if is_rejected {
             *self.memory.rejections.entry(name).or_default() += 1;
         } else {

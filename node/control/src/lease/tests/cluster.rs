@@ -263,7 +263,7 @@ impl Cluster {
         if !self.nodes[index].runs(real) {
             return Ok(());
         }
-        if real % 200 == 0 {
+        if real.is_multiple_of(200) {
             self.feed(index)?;
         }
         for (from, message) in std::mem::take(&mut self.nodes[index].backlog) {
@@ -399,7 +399,7 @@ pub(super) fn chaos(seed: u64, faults: Faults) -> Result<Counts, Violation> {
     for _ in 0..20 {
         cluster.loss_percent = cluster.random.random_range(0..25);
         let victim = cluster.random.random_range(0..size);
-        match cluster.random.random_range(0..8) {
+        match cluster.random.random_range(0..9) {
             0 | 1 => {
                 let down_ms = cluster.random.random_range(10..5000);
                 cluster.crash(victim, down_ms);
@@ -410,7 +410,12 @@ pub(super) fn chaos(seed: u64, faults: Faults) -> Result<Counts, Violation> {
                 cluster.stall(victim, stall_ms);
             }
             5 => cluster.cut(victim),
-            6 => cluster.cut.clear(),
+            6 => {
+                // A holder that cannot renew, while all who know of it forget what they can.
+                cluster.cut(victim);
+                (0..size).filter(|&index| index != victim).for_each(|index| cluster.crash(index, 10));
+            }
+            7 => cluster.cut.clear(),
             _ => {
                 let id = cluster.nodes[victim].id;
                 if !cluster.listed.remove(&id) || cluster.listed.is_empty() {

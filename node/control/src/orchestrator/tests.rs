@@ -31,7 +31,7 @@ impl World {
             desired: None,
             slots: BTreeMap::new(),
             reports: BTreeMap::new(),
-            cluster: Cluster { nodes: (1..=nodes).map(|n| (NodeId(n), node(n))).collect() },
+            cluster: Cluster::new((1..=nodes).map(|n| (NodeId(n), node(n))).collect()),
             memory: Memory::default(),
             progress: None,
             now: Now { time: Time(1_000), wall: WallTime(1_000) },
@@ -104,6 +104,7 @@ impl World {
         for node in self.cluster.nodes.values_mut() {
             node.usage = Usage::default();
         }
+        self.cluster = Cluster::new(std::mem::take(&mut self.cluster.nodes));
         for task in self.slots.values().flat_map(|slot| slot.tasks.iter()) {
             let Some(node) = task.node else { continue };
             if occupies(task, self.reports.get(&(node, task.id))) {

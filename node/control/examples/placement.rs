@@ -52,5 +52,5 @@ fn cluster() -> Cluster {
         labels: [("zone".to_owned(), if n % 10 == 0 { "b" } else { "a" }.to_owned())].into(),
         ..Node::default()
     };
-    Cluster { nodes: (1..=NODES).map(|n| (NodeId(n), node(n))).collect() }
+    Cluster::new((1..=NODES).map(|n| (NodeId(n), node(n))).collect())
 }

@@ -4,7 +4,8 @@
 //! at the same time from the same numbers, so the node counts again before it accepts. Equal input gives equal choices: ties
 //! go to the lowest identifier.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use shoal_protocol::spec::{Availability, Constraint, Platform, PortConfig, PublishMode, Reservations, TaskTemplate};
 use shoal_protocol::token::Role;
@@ -20,6 +21,9 @@ pub use filter::{Filter, Refusals};
 pub struct Cluster {
     /// Every member that was not removed, whatever its health.
     pub nodes: BTreeMap<NodeId, Node>,
+    /// How many tasks of each service are counted on each node. Apart from the nodes, so that a placement looks its service up
+    /// once and not on every node.
+    services: BTreeMap<ServiceId, BTreeMap<NodeId, u64>>,
 }
 
 /// A node as the scheduler sees it. The default is a ready, active worker that has nothing.
@@ -83,23 +87,32 @@ pub struct Usage {
     pub memory_bytes: u64,
     /// All tasks.
     pub tasks: u64,
-    /// Tasks of each service that has any.
-    pub services: BTreeMap<ServiceId, u64>,
     /// Ports published on the node itself, with how many tasks claim them. Every protocol that is supported is TCP.
     pub host_ports: BTreeMap<u16, u64>,
 }
 
 impl Cluster {
+    /// Returns a cluster of nodes on which no task of a known service is counted yet.
+    pub fn new(nodes: BTreeMap<NodeId, Node>) -> Self {
+        Self { nodes, services: BTreeMap::new() }
+    }
+
+    /// Returns how many tasks of a service are counted on each node that has any.
+    pub fn tasks_of(&self, service: ServiceId) -> &BTreeMap<NodeId, u64> {
+        static NONE: BTreeMap<NodeId, u64> = BTreeMap::new();
+        self.services.get(&service).unwrap_or(&NONE)
+    }
+
     /// Counts a task on a node. A node that is not listed has no account, and nothing happens.
     pub fn occupy(&mut self, node: NodeId, service: ServiceId, reservations: &Reservations, ports: &[PortConfig]) {
         let Some(Node { usage, .. }) = self.nodes.get_mut(&node) else { return };
         usage.nano_cpus = usage.nano_cpus.saturating_add(reservations.nano_cpus);
         usage.memory_bytes = usage.memory_bytes.saturating_add(reservations.memory_bytes);
         usage.tasks += 1;
-        *usage.services.entry(service).or_default() += 1;
         for port in host_ports(ports) {
             *usage.host_ports.entry(port).or_default() += 1;
         }
+        *self.services.entry(service).or_default().entry(node).or_default() += 1;
     }
 
     /// Takes a task that [`Cluster::occupy`] counted with the same arguments off a node's account.
@@ -108,9 +121,14 @@ impl Cluster {
         usage.nano_cpus = usage.nano_cpus.saturating_sub(reservations.nano_cpus);
         usage.memory_bytes = usage.memory_bytes.saturating_sub(reservations.memory_bytes);
         usage.tasks = usage.tasks.saturating_sub(1);
-        count_down(&mut usage.services, service);
         for port in host_ports(ports) {
             count_down(&mut usage.host_ports, port);
+        }
+        if let Some(nodes) = self.services.get_mut(&service) {
+            count_down(nodes, node);
+            if nodes.is_empty() {
+                self.services.remove(&service);
+            }
         }
     }
 }
@@ -171,9 +189,10 @@ impl<'a> Request<'a> {
         filter::suits(self, id, node).is_none()
     }
 
-    /// Returns why the node may not have the task now, or `None` if it may.
-    pub fn refusal(&self, id: NodeId, node: &Node) -> Option<Filter> {
-        filter::refusal(self, id, node)
+    /// Returns why a node may not have the task now, or `None` if it may.
+    pub fn refusal(&self, id: NodeId, cluster: &Cluster) -> Option<Filter> {
+        let Some(node) = cluster.nodes.get(&id) else { return Some(Filter::NotReady) };
+        filter::refusal(self, id, node, cluster.tasks_of(self.service).get(&id).copied().unwrap_or(0))
     }
 }
 
@@ -181,11 +200,13 @@ impl<'a> Request<'a> {
 pub fn place(request: &Request<'_>, cluster: &Cluster) -> Result<NodeId, Refusals> {
     let mut refusals = Refusals::default();
     let mut best = None;
+    let tasks = cluster.tasks_of(request.service);
     for (&id, node) in &cluster.nodes {
-        match filter::refusal(request, id, node) {
+        let tasks = tasks.get(&id).copied().unwrap_or(0);
+        match filter::refusal(request, id, node, tasks) {
             Some(filter) => refusals.count(filter),
             None => {
-                let rank = rank::rank(request, id, node);
+                let rank = rank::rank(request, id, node, tasks);
                 if best.is_none_or(|best| rank < best) {
                     best = Some(rank);
                 }
@@ -206,37 +227,38 @@ pub fn place_many(request: &Request<'_>, count: usize, cluster: &mut Cluster) ->
 /// Holds the fitting nodes in the order of their rank. It stays right as long as nobody else changes the cluster.
 #[derive(Debug, Clone)]
 pub struct Placer {
-    fitting: BTreeSet<rank::Rank>,
+    fitting: BinaryHeap<Reverse<rank::Rank>>,
     refusals: Refusals,
 }
 
 impl Placer {
     /// Filters and ranks all nodes.
     pub fn new(request: &Request<'_>, cluster: &Cluster) -> Self {
-        let mut placer = Self { fitting: BTreeSet::new(), refusals: Refusals::default() };
+        let mut refusals = Refusals::default();
+        let mut fitting = Vec::with_capacity(cluster.nodes.len());
+        let tasks = cluster.tasks_of(request.service);
         for (&id, node) in &cluster.nodes {
-            placer.offer(request, id, node);
+            let tasks = tasks.get(&id).copied().unwrap_or(0);
+            match filter::refusal(request, id, node, tasks) {
+                Some(filter) => refusals.count(filter),
+                None => fitting.push(Reverse(rank::rank(request, id, node, tasks))),
+            }
         }
-        placer
+        Self { fitting: fitting.into(), refusals }
     }
 
     /// Chooses the node for the next task and counts it there.
     pub fn place(&mut self, request: &Request<'_>, cluster: &mut Cluster) -> Result<NodeId, Refusals> {
-        let id = self.fitting.pop_first().ok_or_else(|| self.refusals.clone())?.id;
-        cluster.occupy(id, request.service, &request.reservations, request.ports);
-        if let Some(node) = cluster.nodes.get(&id) {
-            self.offer(request, id, node);
-        }
-        Ok(id)
-    }
-
-    fn offer(&mut self, request: &Request<'_>, id: NodeId, node: &Node) {
-        match filter::refusal(request, id, node) {
-            Some(filter) => self.refusals.count(filter),
-            None => {
-                self.fitting.insert(rank::rank(request, id, node));
+        let Reverse(best) = self.fitting.pop().ok_or_else(|| self.refusals.clone())?;
+        cluster.occupy(best.id, request.service, &request.reservations, request.ports);
+        if let Some(node) = cluster.nodes.get(&best.id) {
+            let tasks = best.service_tasks + 1;
+            match filter::refusal(request, best.id, node, tasks) {
+                Some(filter) => self.refusals.count(filter),
+                None => self.fitting.push(Reverse(rank::rank(request, best.id, node, tasks))),
             }
         }
+        Ok(best.id)
     }
 }
 

@@ -44,7 +44,7 @@ impl Requests {
     }
 
     /// Returns the writes to send to the present holder now, and notes that they were.
-    pub(super) fn to_send(&mut self, holder: NodeId, now: Time) -> Vec<(RequestId, Write)> {
+    pub(super) fn take_due(&mut self, holder: NodeId, now: Time) -> Vec<(RequestId, Write)> {
         let mut due = Vec::new();
         for (&request, waiting) in &mut self.waiting {
             let again = match waiting.sent {
@@ -115,12 +115,12 @@ mod tests {
     fn a_write_follows_the_holder() {
         let mut requests = Requests::default();
         requests.add(1, write(), Time(0)).unwrap();
-        assert_eq!(requests.to_send(NodeId(1), Time(0)).len(), 1);
-        assert!(requests.to_send(NodeId(1), Time(100)).is_empty(), "it is under way");
-        assert_eq!(requests.to_send(NodeId(2), Time(200)).len(), 1, "the holder changed");
-        assert_eq!(requests.to_send(NodeId(2), Time(2_300)).len(), 1, "no answer came");
+        assert_eq!(requests.take_due(NodeId(1), Time(0)).len(), 1);
+        assert!(requests.take_due(NodeId(1), Time(100)).is_empty(), "it is under way");
+        assert_eq!(requests.take_due(NodeId(2), Time(200)).len(), 1, "the holder changed");
+        assert_eq!(requests.take_due(NodeId(2), Time(2_300)).len(), 1, "no answer came");
         requests.returned(1);
-        assert_eq!(requests.to_send(NodeId(2), Time(2_400)).len(), 1, "it was returned");
+        assert_eq!(requests.take_due(NodeId(2), Time(2_400)).len(), 1, "it was returned");
         assert!(requests.answered(1));
         assert!(!requests.answered(1));
     }

@@ -78,7 +78,7 @@ impl Control {
             };
             (id, node)
         });
-        let mut cluster = Cluster { nodes: nodes.collect() };
+        let mut cluster = Cluster::new(nodes.collect());
         let mut templates: BTreeMap<&str, Reservations> = BTreeMap::new();
         for (service, _, slot) in self.store.all_slots() {
             for task in &slot.tasks {

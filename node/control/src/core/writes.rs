@@ -140,7 +140,7 @@ impl Control {
         if !here && !self.peers.contains_key(&holder) {
             return;
         }
-        for (request, write) in self.requests.to_send(holder, now.time) {
+        for (request, write) in self.requests.take_due(holder, now.time) {
             if !here {
                 self.outbox.send(holder, PeerMessage::Write { request, write });
             } else if self.commit.enqueue(Origin::Here(request), write).is_err() {

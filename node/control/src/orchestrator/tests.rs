@@ -1,1 +1,669 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
 
+use proptest::prelude::*;
+use shoal_protocol::WallTime;
+use shoal_protocol::spec::{Availability, Reservations};
+use shoal_protocol::value::UpdateState;
+
+use super::*;
+use crate::scheduler::{Node, Usage};
+
+const SERVICE: ServiceId = ServiceId(5);
+
+/// One service on a few nodes whose agents do what they are told, at once and only when asked to.
+struct World {
+    desired: Option<Desired>,
+    slots: BTreeMap<SlotName, Slot>,
+    reports: BTreeMap<(NodeId, TaskId), TaskReport>,
+    cluster: Cluster,
+    memory: Memory,
+    progress: Option<Progress>,
+    now: Now,
+    ids: u128,
+    wake: Option<Time>,
+}
+
+impl World {
+    fn new(nodes: u128, spec: &str) -> Self {
+        let node = |n| Node { hostname: format!("n{n}"), memory_bytes: 1 << 30, ..Node::default() };
+        let mut world = Self {
+            desired: None,
+            slots: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            cluster: Cluster::new((1..=nodes).map(|n| (NodeId(n), node(n))).collect()),
+            memory: Memory::default(),
+            progress: None,
+            now: Now { time: Time(1_000), wall: WallTime(1_000) },
+            ids: 0,
+            wake: None,
+        };
+        world.set(spec);
+        world
+    }
+
+    /// Writes the spec: `patch` of the template, mode and update policy over a plain service.
+    fn set(&mut self, spec: &str) {
+        let index = self.desired.as_ref().map_or(0, |desired| desired.index) + 1;
+        let object = ServiceObject {
+            index,
+            created: WallTime(0),
+            updated: WallTime(0),
+            spec: spec.to_owned(),
+            previous_spec: None,
+            ports: ServiceSpec::read(spec).unwrap().endpoint_spec.ports,
+        };
+        self.desired = Some(Desired::of(&object).unwrap());
+    }
+
+    /// Plans until nothing is left to do at this moment; each plan must leave nothing to do if nothing changes.
+    fn plan(&mut self) -> Plan {
+        let plan = self.reconcile();
+        let before = self.slots.clone();
+        self.apply(&plan);
+        let again = self.reconcile();
+        assert!(again.is_empty(), "planned {plan:?} from {before:?} and then {again:?}");
+        plan
+    }
+
+    fn reconcile(&mut self) -> Plan {
+        self.count();
+        let reports = &self.reports;
+        let report = |node, task| reports.get(&(node, task));
+        let input = Input {
+            service: SERVICE,
+            desired: self.desired.as_ref(),
+            slots: &self.slots,
+            report: &report,
+            progress: self.progress.as_ref(),
+            now: self.now,
+        };
+        let ids = &mut self.ids;
+        let mut next = || {
+            *ids += 1;
+            TaskId(*ids)
+        };
+        let plan = reconcile(input, &mut self.cluster, &mut self.memory, &mut next);
+        self.wake = plan.wake;
+        plan
+    }
+
+    fn apply(&mut self, plan: &Plan) {
+        for (name, slot) in &plan.slots {
+            match slot {
+                Some(slot) => self.slots.insert(*name, slot.clone()),
+                None => self.slots.remove(name),
+            };
+        }
+        if let Some(progress) = &plan.progress {
+            self.progress.clone_from(progress);
+        }
+    }
+
+    fn count(&mut self) {
+        for node in self.cluster.nodes.values_mut() {
+            node.usage = Usage::default();
+        }
+        self.cluster = Cluster::new(std::mem::take(&mut self.cluster.nodes));
+        for task in self.slots.values().flat_map(|slot| slot.tasks.iter()) {
+            let Some(node) = task.node else { continue };
+            if occupies(task, self.reports.get(&(node, task.id))) {
+                let reservations: Reservations = template_of(task).unwrap().resources.reservations;
+                self.cluster.occupy(node, SERVICE, &reservations, &task.ports);
+            }
+        }
+    }
+
+    /// Lets the agents of all live nodes do what the slots say.
+    fn agents(&mut self) {
+        let mut named = BTreeSet::new();
+        for task in self.slots.values().flat_map(|slot| slot.tasks.iter()) {
+            let Some(node) = task.node else { continue };
+            named.insert((node, task.id));
+            if self.cluster.nodes.get(&node).is_none_or(|node| !node.ready) {
+                continue;
+            }
+            let old = self.reports.get(&(node, task.id)).map(|report| report.state);
+            let state = match (old, task.desired <= TaskState::Running) {
+                (Some(state), _) if state.is_terminal() => state,
+                (_, true) => TaskState::Running,
+                (_, false) => TaskState::Shutdown,
+            };
+            self.reports.insert((node, task.id), report(state, ""));
+        }
+        self.reports
+            .retain(|key, _| named.contains(key) || self.cluster.nodes.get(&key.0).is_some_and(|node| !node.ready));
+    }
+
+    /// Plans and lets the agents act until nothing happens any more at this moment.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            let plan = self.plan();
+            let reports = self.reports.clone();
+            self.agents();
+            if plan.is_empty() && reports == self.reports {
+                return;
+            }
+        }
+        panic!("never settles: {:?}", self.slots);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.time = self.now.time + time;
+        self.now.wall = WallTime(self.now.time.0);
+    }
+
+    /// Settles, then waits for whatever is due, `count` times.
+    fn settle_and_wait(&mut self, count: usize) {
+        for _ in 0..count {
+            self.settle();
+            let Some(wake) = self.wake else { return };
+            assert!(wake > self.now.time, "a wake that lies behind keeps the loop busy");
+            self.pass(wake.since(self.now.time));
+        }
+    }
+
+    fn set_failed(&mut self, node: u128, failed: bool) {
+        let node = self.cluster.nodes.get_mut(&NodeId(node)).unwrap();
+        (node.failed, node.ready) = (failed, !failed);
+    }
+
+    fn set_availability(&mut self, node: u128, availability: Availability) {
+        self.cluster.nodes.get_mut(&NodeId(node)).unwrap().availability = availability;
+    }
+
+    fn current(&self) -> Vec<(SlotName, &SlotTask)> {
+        self.slots.iter().flat_map(|(&name, slot)| slot.current().map(move |task| (name, task))).collect()
+    }
+
+    fn nodes_used(&self) -> Vec<u128> {
+        let mut nodes: Vec<u128> = self.current().iter().filter_map(|(_, task)| task.node).map(|node| node.0).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        let number = |name: &SlotName| if let SlotName::Replica(number) = name { *number } else { 0 };
+        self.current().iter().map(|(name, _)| number(name)).collect()
+    }
+
+    /// Makes the task of a slot end by itself.
+    fn end(&mut self, number: u32, state: TaskState, error: &str) {
+        let slot = &self.slots[&SlotName::Replica(number)];
+        let task = slot.current().next().unwrap();
+        self.reports.insert((task.node.unwrap(), task.id), report(state, error));
+    }
+
+    fn images(&self) -> Vec<String> {
+        self.current().iter().map(|(_, task)| template_of(task).unwrap().container_spec.image).collect()
+    }
+
+    fn update_state(&self) -> Option<UpdateState> {
+        self.progress.as_ref().map(|progress| progress.state)
+    }
+}
+
+fn report(state: TaskState, error: &str) -> TaskReport {
+    TaskReport {
+        service: SERVICE,
+        slot: SlotName::Replica(1),
+        state,
+        since: WallTime(0),
+        message: String::new(),
+        error: error.to_owned(),
+        container_id: String::new(),
+        pid: 0,
+        exit_code: None,
+        address: None,
+    }
+}
+
+fn spec(replicas: u32, image: &str, more: &str) -> String {
+    format!(
+        r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"{image}"}}{more}}},"Mode":{{"Replicated":{{"Replicas":{replicas}}}}}}}"#
+    )
+}
+
+fn with_policy(replicas: u32, image: &str, policy: &str) -> String {
+    format!(
+        r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"{image}"}}}},"Mode":{{"Replicated":{{"Replicas":{replicas}}}}},"UpdateConfig":{{{policy}}}}}"#
+    )
+}
+
+const GLOBAL: &str = r#"{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"a"}},"Mode":{"Global":{}}}"#;
+
+#[test]
+fn replicas_are_spread_and_scaled() {
+    let mut world = World::new(3, &spec(6, "a", ""));
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 1, 2, 2, 3, 3]);
+    world.set(&spec(2, "a", ""));
+    world.settle();
+    assert_eq!(world.nodes_used().len(), 2);
+    assert_ne!(world.nodes_used()[0], world.nodes_used()[1], "scaling down keeps the spread");
+    assert_eq!(world.slots.len(), 2, "slots that were scaled away are removed");
+    assert_eq!(world.progress, None, "scaling is no update");
+    world.set(&spec(4, "a", ""));
+    world.settle();
+    assert_eq!(world.numbers(), [1, 2, 3, 4]);
+    world.set(&spec(0, "a", ""));
+    world.settle();
+    assert!(world.slots.is_empty());
+}
+
+#[test]
+fn scaling_down_gives_up_what_does_not_run_first() {
+    let mut world = World::new(3, &spec(3, "a", ""));
+    world.settle();
+    world.end(1, TaskState::Failed, "exit 1");
+    world.set(&spec(2, "a", ""));
+    world.settle();
+    assert_eq!(world.numbers(), [2, 3]);
+    world.set(&spec(3, "a", ""));
+    world.settle();
+    assert_eq!(world.numbers(), [1, 2, 3], "the lowest free number is used again");
+}
+
+#[test]
+fn a_failed_node_is_replaced_at_once_and_told_to_stop_later() {
+    let mut world = World::new(3, &spec(3, "a", ""));
+    world.settle();
+    world.set_failed(1, true);
+    let plan = world.plan();
+    assert_eq!(plan.slots.len(), 1, "in one plan");
+    let (_, Some(slot)) = &plan.slots[0] else { panic!("the slot stays") };
+    assert_eq!(slot.tasks[1].desired, TaskState::Shutdown);
+    assert_eq!(slot.tasks[1].last_seen, Some(TaskState::Running));
+    assert_eq!(world.nodes_used().len(), 3);
+    assert!(!world.nodes_used().contains(&1));
+    world.set_failed(1, false);
+    world.settle();
+    assert!(!world.nodes_used().contains(&1), "what was placed elsewhere stays there");
+    assert_eq!(world.reports.values().filter(|report| report.state == TaskState::Running).count(), 3);
+}
+
+#[test]
+fn a_task_whose_replacement_finds_no_room_is_adopted_when_its_node_is_back() {
+    let mut world = World::new(1, &spec(1, "a", ""));
+    world.settle();
+    let before = world.slots.clone();
+    world.set_failed(1, true);
+    world.settle();
+    let pending = world.slots[&SlotName::Replica(1)].tasks[0].clone();
+    assert_eq!((pending.node, pending.note.as_str()), (None, "no suitable node (1 node not ready)"));
+    world.set_failed(1, false);
+    world.settle();
+    assert_eq!(world.slots, before, "the same task goes on");
+}
+
+#[test]
+fn a_removed_node_and_a_drained_one_lose_their_tasks_a_paused_one_keeps_them() {
+    let mut world = World::new(3, &spec(3, "a", ""));
+    world.settle();
+    world.set_availability(2, Availability::Pause);
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 2, 3]);
+    world.set_availability(3, Availability::Drain);
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 1, 2]);
+    world.cluster.nodes.remove(&NodeId(2));
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 1, 1]);
+}
+
+#[test]
+fn a_node_that_restarts_keeps_its_tasks() {
+    let mut world = World::new(2, &spec(2, "a", ""));
+    world.settle();
+    world.cluster.nodes.get_mut(&NodeId(1)).unwrap().ready = false;
+    assert!(world.plan().is_empty());
+}
+
+#[test]
+fn a_task_that_waits_says_why_and_is_placed_when_it_can_be() {
+    let memory = r#","Resources":{"Reservations":{"MemoryBytes":700000000}}"#;
+    let mut world = World::new(1, &spec(2, "a", memory));
+    world.settle();
+    let waiting = world.slots[&SlotName::Replica(2)].tasks[0].clone();
+    assert_eq!(waiting.note, "no suitable node (insufficient resources on 1 node)");
+    let view = effective(&waiting, None, false);
+    assert_eq!((view.state, view.error), (TaskState::Pending, waiting.note));
+    let node = world.cluster.nodes[&NodeId(1)].clone();
+    world.cluster.nodes.insert(NodeId(2), node);
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 2]);
+    assert_eq!(world.slots[&SlotName::Replica(2)].tasks.len(), 1, "it is the same task");
+}
+
+#[test]
+fn a_task_that_ended_is_restarted_after_the_delay() {
+    let mut world = World::new(1, &spec(1, "a", ""));
+    world.settle();
+    world.end(1, TaskState::Failed, "exit 1");
+    assert!(world.plan().is_empty());
+    assert_eq!(world.wake, Some(world.now.time + Duration::from_secs(5)));
+    world.pass(Duration::from_millis(4999));
+    assert!(world.plan().is_empty());
+    world.memory = Memory::default();
+    assert!(world.plan().is_empty(), "a new holder counts from its own observation");
+    world.pass(Duration::from_secs(5));
+    world.settle();
+    let tasks = &world.slots[&SlotName::Replica(1)].tasks;
+    assert_eq!(tasks.len(), 2);
+    assert_eq!((tasks[1].desired, tasks[1].last_seen), (TaskState::Shutdown, Some(TaskState::Failed)));
+    assert_eq!(tasks[1].note, "exit 1");
+}
+
+#[test]
+fn restarts_obey_the_policy() {
+    use TaskState::{Complete, Failed};
+    for (name, policy, ends, want) in [
+        ("none", r#""Condition":"none""#, vec![Failed], 1),
+        ("on failure, done", r#""Condition":"on-failure""#, vec![Complete], 1),
+        ("on failure, failed", r#""Condition":"on-failure""#, vec![Failed], 2),
+        ("any", r#""Condition":"any""#, vec![Complete, Complete], 3),
+        ("two attempts", r#""Condition":"any","MaxAttempts":2"#, vec![Failed, Failed, Failed], 3),
+        (
+            "two attempts in a window that moves on",
+            r#""Condition":"any","MaxAttempts":2,"Window":4000000000"#,
+            vec![Failed, Failed, Failed],
+            4,
+        ),
+    ] {
+        for forgets in [false, true] {
+            let mut world = World::new(1, &spec(1, "a", &format!(r#","RestartPolicy":{{{policy}}}"#)));
+            world.settle();
+            for state in &ends {
+                world.end(1, *state, "");
+                world.settle_and_wait(2);
+                if forgets {
+                    world.memory = Memory::default();
+                }
+            }
+            world.settle();
+            let slot = &world.slots[&SlotName::Replica(1)];
+            assert_eq!(slot.tasks.len(), want, "{name}");
+            let runs = want == ends.len() + 1;
+            assert_eq!(slot.current().count(), usize::from(runs), "{name}");
+            let view = effective(&slot.tasks[0], None, false);
+            assert!(runs || view.state == *ends.last().unwrap(), "{name}: {view:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rejected_task_is_tried_elsewhere_with_growing_pauses() {
+    let mut world = World::new(2, &spec(1, "a", ""));
+    world.settle();
+    let mut pauses = Vec::new();
+    for round in 0..9 {
+        let node = world.nodes_used()[0];
+        world.end(1, TaskState::Rejected, "No such image: a on n1");
+        assert!(world.plan().is_empty());
+        let pause = world.wake.unwrap().since(world.now.time);
+        pauses.push(pause.as_millis());
+        world.pass(pause);
+        let plan = world.plan();
+        assert_eq!(plan.slots.len(), 1);
+        if round == 0 {
+            assert_ne!(world.nodes_used(), [node], "on the other node");
+        }
+        assert_eq!(world.slots[&SlotName::Replica(1)].tasks[1].note, "No such image: a on n1");
+    }
+    assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+    assert!(world.slots[&SlotName::Replica(1)].tasks.len() <= 6, "history is bounded");
+    world.settle();
+    world.end(1, TaskState::Rejected, "");
+    world.plan();
+    assert_eq!(world.wake.unwrap().since(world.now.time).as_millis(), 250, "a task that ran starts the count again");
+}
+
+#[test]
+fn other_replicas_learn_from_a_rejection() {
+    let mut world = World::new(2, &spec(1, "a", ""));
+    world.settle();
+    world.end(1, TaskState::Rejected, "No such image: a on n1");
+    world.settle_and_wait(2);
+    world.set(&spec(4, "a", ""));
+    world.settle();
+    assert_eq!(world.nodes_used(), [2, 2, 2, 2]);
+}
+
+#[test]
+fn a_global_service_covers_the_nodes() {
+    let mut world = World::new(3, GLOBAL);
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 2, 3]);
+    let spec = world.desired.as_ref().unwrap().spec.clone();
+    assert_eq!(desired_tasks(&spec, &world.cluster), 3);
+    let before = world.slots.clone();
+    world.set_failed(1, true);
+    world.settle();
+    assert_eq!(world.slots, before, "a failed node's task waits for it");
+    world.set_failed(1, false);
+    world.set_availability(2, Availability::Drain);
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 3]);
+    assert_eq!(desired_tasks(&spec, &world.cluster), 2);
+    world.set_availability(2, Availability::Active);
+    world.set_availability(3, Availability::Pause);
+    let node = world.cluster.nodes[&NodeId(1)].clone();
+    world.cluster.nodes.insert(NodeId(4), Node { availability: Availability::Pause, ..node });
+    world.settle();
+    assert_eq!(world.nodes_used(), [1, 2, 3], "a paused node keeps its task and gets none");
+    world.cluster.nodes.remove(&NodeId(1));
+    world.settle();
+    assert_eq!(world.nodes_used(), [2, 3]);
+    assert_eq!(world.slots.len(), 2);
+}
+
+#[test]
+fn a_label_that_changes_moves_the_task() {
+    let mut world = World::new(2, &spec(1, "a", r#","Placement":{"Constraints":["node.hostname==n1"]}"#));
+    world.settle();
+    assert_eq!(world.nodes_used(), [1]);
+    world.cluster.nodes.get_mut(&NodeId(1)).unwrap().hostname = "n9".to_owned();
+    world.settle();
+    assert_eq!(world.nodes_used(), Vec::<u128>::new());
+}
+
+#[test]
+fn a_removed_service_goes_and_leaves_nothing() {
+    let mut world = World::new(3, &spec(3, "a", ""));
+    world.settle();
+    world.set_failed(3, true);
+    world.desired = None;
+    let plan = world.plan();
+    assert_eq!(plan.slots.iter().filter(|(_, slot)| slot.is_none()).count(), 1, "nobody waits for a failed node");
+    assert!(world.slots.values().all(|slot| slot.tasks.iter().all(|task| task.desired == TaskState::Remove)));
+    world.settle();
+    assert!(world.slots.is_empty());
+}
+
+#[test]
+fn an_update_goes_one_by_one_and_completes() {
+    let mut world = World::new(3, &spec(3, "a", ""));
+    world.settle();
+    world.set(&spec(3, "b", ""));
+    let plan = world.plan();
+    assert_eq!(plan.slots.len(), 1);
+    assert_eq!(world.update_state(), Some(UpdateState::Updating));
+    assert_eq!(world.current().len(), 2, "stop first");
+    for _ in 0..50 {
+        world.plan();
+        world.agents();
+        assert!(world.current().len() >= 2, "one at a time");
+    }
+    assert_eq!(world.images(), ["b", "b", "b"]);
+    assert_eq!(world.update_state(), Some(UpdateState::Updating), "still watched");
+    world.memory = Memory::default();
+    world.settle_and_wait(2);
+    assert_eq!(world.update_state(), Some(UpdateState::Completed), "by a new holder too");
+    assert_eq!(world.progress.as_ref().unwrap().message, "update completed");
+    world.set(&spec(4, "b", ""));
+    world.settle();
+    assert_eq!(world.progress, None, "a change that is no update forgets the last one");
+}
+
+#[test]
+fn starting_first_never_has_fewer() {
+    let mut world = World::new(3, &with_policy(2, "a", r#""Order":"start-first","Parallelism":1"#));
+    world.settle();
+    world.set(&with_policy(2, "b", r#""Order":"start-first","Parallelism":1"#));
+    for _ in 0..50 {
+        world.plan();
+        let running = world.reports.values().filter(|report| report.state == TaskState::Running).count();
+        assert!((2..=3).contains(&running), "{running} run");
+        world.agents();
+    }
+    assert_eq!(world.images(), ["b", "b"]);
+    world.settle_and_wait(3);
+    assert_eq!(world.update_state(), Some(UpdateState::Completed));
+}
+
+#[test]
+fn an_update_that_fails_pauses_and_the_next_spec_resumes_it() {
+    for order in ["stop-first", "start-first"] {
+        let policy = format!(r#""Parallelism":1,"Order":"{order}""#);
+        let mut world = World::new(3, &with_policy(3, "a", &policy));
+        world.settle();
+        world.set(&with_policy(3, "b", &policy));
+        world.plan();
+        if order == "stop-first" {
+            world.agents();
+            world.plan();
+        }
+        let broken = world.slots.iter().find(|(_, slot)| slot.current().any(|task| task.index == 2)).unwrap();
+        let (SlotName::Replica(number), id) = (*broken.0, broken.1.tasks[0].id) else { panic!("replicated") };
+        world.end(number, TaskState::Failed, "exit 1");
+        world.plan();
+        assert_eq!(world.update_state(), Some(UpdateState::Paused), "{order}");
+        let want = format!("update paused due to failure or early termination of task {id}");
+        assert_eq!(world.progress.as_ref().unwrap().message, want, "{order}");
+        world.pass(Duration::from_secs(60));
+        world.settle();
+        let old = world.images().iter().filter(|image| *image == "a").count();
+        assert_eq!(old, if order == "start-first" { 3 } else { 2 }, "{order}: the others are left alone");
+        world.set(&with_policy(3, "c", &policy));
+        world.settle_and_wait(5);
+        assert_eq!(world.images(), ["c", "c", "c"], "{order}");
+        assert_eq!(world.update_state(), Some(UpdateState::Completed), "{order}");
+    }
+}
+
+#[test]
+fn other_words_for_the_same_template_restart_nothing() {
+    let mut world = World::new(2, &spec(2, "a", ""));
+    world.settle();
+    world.set(&spec(2, "a", r#","ForceUpdate":0,"Resources":{"Limits":{},"Reservations":{}},"Runtime":"container""#));
+    assert!(world.plan().is_empty());
+    world.set(&spec(2, "a", r#","ForceUpdate":1"#));
+    assert!(!world.plan().is_empty(), "a forced update does");
+}
+
+#[test]
+fn what_is_shown_of_a_task() {
+    use TaskState::{Assigned, Complete, Failed, Orphaned, Pending, Running, Shutdown};
+    let task = |node: Option<u128>, desired, last_seen| SlotTask {
+        node: node.map(NodeId),
+        desired,
+        last_seen,
+        ..SlotTask::default()
+    };
+    for (name, task, said, failed, want) in [
+        ("no node", task(None, Running, None), None, false, Pending),
+        ("not heard of", task(Some(1), Running, None), None, false, Assigned),
+        ("as reported", task(Some(1), Running, None), Some(Running), false, Running),
+        ("on a failed node", task(Some(1), Running, None), Some(Running), true, Orphaned),
+        ("replaced there", task(Some(1), Shutdown, Some(Running)), None, true, Orphaned),
+        ("ended before", task(Some(1), Running, None), Some(Complete), true, Complete),
+        ("ended and forgotten", task(Some(1), Shutdown, Some(Failed)), None, false, Failed),
+        ("never started", task(Some(1), Shutdown, None), None, false, Shutdown),
+    ] {
+        let said = said.map(|state| report(state, ""));
+        assert_eq!(effective(&task, said.as_ref(), failed).state, want, "{name}");
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Fail(u128),
+    Return(u128),
+    Availability(u128, Availability),
+    Scale(u32),
+    Image(bool),
+    StartFirst(bool),
+    End(usize, TaskState),
+    Agents,
+    Pass(u64),
+    NewHolder,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let availability = prop_oneof![Just(Availability::Active), Just(Availability::Pause), Just(Availability::Drain)];
+    let end = prop_oneof![Just(TaskState::Complete), Just(TaskState::Failed), Just(TaskState::Rejected)];
+    prop_oneof![
+        2 => (1u128..5).prop_map(Step::Fail),
+        2 => (1u128..5).prop_map(Step::Return),
+        1 => (1u128..5, availability).prop_map(|(node, availability)| Step::Availability(node, availability)),
+        2 => (0u32..7).prop_map(Step::Scale),
+        1 => any::<bool>().prop_map(Step::Image),
+        1 => any::<bool>().prop_map(Step::StartFirst),
+        2 => (0usize..7, end).prop_map(|(task, state)| Step::End(task, state)),
+        4 => Just(Step::Agents),
+        2 => (1u64..7000).prop_map(Step::Pass),
+        1 => Just(Step::NewHolder),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, a plan leaves nothing to do; and when it stops happening, what is wanted runs.
+    #[test]
+    fn plans_are_idempotent_and_converge(steps in proptest::collection::vec(any_step(), 0..60), global: bool) {
+        let (mut replicas, mut image, mut order) = (3, "a", "stop-first");
+        let text = |replicas: u32, image: &str, order: &str| {
+            let mode = if global { r#""Global":{}"#.to_owned() } else { format!(r#""Replicated":{{"Replicas":{replicas}}}"#) };
+            format!(r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"{image}"}},"Resources":{{"Reservations":{{"MemoryBytes":300000000}}}}}},"Mode":{{{mode}}},"UpdateConfig":{{"Parallelism":1,"FailureAction":"continue","Order":"{order}"}}}}"#)
+        };
+        let mut world = World::new(4, &text(replicas, image, order));
+        for step in steps {
+            match step {
+                Step::Fail(node) => world.set_failed(node, true),
+                Step::Return(node) => world.set_failed(node, false),
+                Step::Availability(node, availability) => world.set_availability(node, availability),
+                Step::Scale(count) => replicas = count,
+                Step::Image(new) => image = if new { "b" } else { "a" },
+                Step::StartFirst(first) => order = if first { "start-first" } else { "stop-first" },
+                Step::End(position, state) => {
+                    let task = world.current().get(position).and_then(|(_, task)| Some((task.node?, task.id)));
+                    if let Some(key) = task && world.reports.get(&key).is_some_and(|old| !old.state.is_terminal()) {
+                        world.reports.insert(key, report(state, ""));
+                    }
+                }
+                Step::Agents => world.agents(),
+                Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
+                Step::NewHolder => world.memory = Memory::default(),
+            }
+            let spec = text(replicas, image, order);
+            if world.desired.as_ref().unwrap().spec != ServiceSpec::read(&spec).unwrap() {
+                world.set(&spec);
+            }
+            world.plan();
+            for node in world.cluster.nodes.values() {
+                prop_assert!(node.usage.memory_bytes <= node.memory_bytes);
+            }
+        }
+        for node in 1..5 {
+            world.set_failed(node, false);
+            world.set_availability(node, Availability::Active);
+        }
+        world.settle_and_wait(60);
+        let want = if global { 4 } else { replicas as usize };
+        prop_assert_eq!(world.current().len(), want, "{:?}", world.slots);
+        let running = world.reports.values().filter(|report| report.state == TaskState::Running).count();
+        prop_assert_eq!(running, want, "{:?}", world.slots);
+        prop_assert!(world.images().iter().all(|used| used == image));
+        prop_assert!(world.progress.is_none_or(|progress| progress.state == UpdateState::Completed));
+        prop_assert!(world.slots.values().all(|slot| slot.tasks.len() <= 6));
+    }
+}

@@ -347,8 +347,7 @@ impl<'a, 'w> Work<'a, 'w> {
                 self.placer.get_or_insert_with(|| Placer::new(request, cluster)).place(request, cluster)
             }
             SlotName::Node(id) => {
-                let node = self.cluster.nodes.get(&id).ok_or_else(Refusals::default)?;
-                if let Some(filter) = self.request.refusal(id, node) {
+                if let Some(filter) = self.request.refusal(id, self.cluster) {
                     return Err(Refusals::from(filter));
                 }
                 let (service, ports) = (self.request.service, self.request.ports);

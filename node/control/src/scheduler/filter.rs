@@ -78,15 +78,15 @@ impl fmt::Display for Refusals {
 
 impl std::error::Error for Refusals {}
 
-/// Returns why a node may not have one more task.
-pub(super) fn refusal(request: &Request<'_>, id: NodeId, node: &Node) -> Option<Filter> {
+/// Returns why a node that has `service_tasks` tasks of the service may not have one more.
+pub(super) fn refusal(request: &Request<'_>, id: NodeId, node: &Node, service_tasks: u64) -> Option<Filter> {
     if !node.ready || node.failed {
         return Some(Filter::NotReady);
     }
     if node.availability != Availability::Active {
         return Some(Filter::NotAvailable);
     }
-    suits(request, id, node).or_else(|| has_no_room(request, node))
+    suits(request, id, node).or_else(|| has_no_room(request, node, service_tasks))
 }
 
 /// Returns why a node is none of those that the service wants, whatever its health and load.
@@ -99,7 +99,7 @@ pub(super) fn suits(request: &Request<'_>, id: NodeId, node: &Node) -> Option<Fi
     (!fits).then_some(Filter::Platform)
 }
 
-fn has_no_room(request: &Request<'_>, node: &Node) -> Option<Filter> {
+fn has_no_room(request: &Request<'_>, node: &Node, service_tasks: u64) -> Option<Filter> {
     let lacks = |wanted: u64, used: u64, all: u64| wanted > 0 && wanted > all.saturating_sub(used);
     let (wanted, usage) = (&request.reservations, &node.usage);
     if lacks(wanted.nano_cpus, usage.nano_cpus, node.nano_cpus)
@@ -110,8 +110,7 @@ fn has_no_room(request: &Request<'_>, node: &Node) -> Option<Filter> {
     if host_ports(request.ports).any(|port| usage.host_ports.contains_key(&port)) {
         return Some(Filter::HostPorts);
     }
-    let replicas = usage.services.get(&request.service).copied().unwrap_or(0);
-    (request.max_replicas != 0 && replicas >= request.max_replicas).then_some(Filter::MaxReplicas)
+    (request.max_replicas != 0 && service_tasks >= request.max_replicas).then_some(Filter::MaxReplicas)
 }
 
 fn holds(constraint: &Constraint, id: NodeId, node: &Node) -> bool {

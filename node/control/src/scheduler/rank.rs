@@ -12,7 +12,7 @@ use super::{Node, Request};
 pub(super) struct Rank {
     suspect: bool,
     avoided: bool,
-    service_tasks: u64,
+    pub(super) service_tasks: u64,
     reserved_tenths: u64,
     tasks_per_1000_cores: u64,
     pub(super) id: NodeId,
@@ -20,25 +20,22 @@ pub(super) struct Rank {
 
 const NANOS_PER_CORE: u64 = 1_000_000_000;
 
-pub(super) fn rank(request: &Request<'_>, id: NodeId, node: &Node) -> Rank {
+/// Ranks a node that has `service_tasks` tasks of the service.
+pub(super) fn rank(request: &Request<'_>, id: NodeId, node: &Node, service_tasks: u64) -> Rank {
     let usage = &node.usage;
     let cpu = tenths(usage.nano_cpus, node.nano_cpus);
     let memory = tenths(usage.memory_bytes, node.memory_bytes);
     let nano_cpus = if node.nano_cpus == 0 { NANOS_PER_CORE } else { node.nano_cpus };
-    let tasks_per_1000_cores = u128::from(usage.tasks) * 1000 * u128::from(NANOS_PER_CORE) / u128::from(nano_cpus);
     Rank {
         suspect: node.suspect,
         avoided: request.avoid.contains(&id),
-        service_tasks: usage.services.get(&request.service).copied().unwrap_or(0),
+        service_tasks,
         reserved_tenths: cpu.max(memory),
-        tasks_per_1000_cores: u64::try_from(tasks_per_1000_cores).unwrap_or(u64::MAX),
+        tasks_per_1000_cores: usage.tasks.saturating_mul(1000 * NANOS_PER_CORE) / nano_cpus,
         id,
     }
 }
 
 fn tenths(used: u64, all: u64) -> u64 {
-    if all == 0 {
-        return 0;
-    }
-    u64::try_from(u128::from(used) * 10 / u128::from(all)).unwrap_or(u64::MAX)
+    used.saturating_mul(10).checked_div(all).unwrap_or(0)
 }

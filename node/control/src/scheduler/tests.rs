@@ -18,7 +18,7 @@ fn node(hostname: &str) -> Node {
 }
 
 fn cluster(nodes: impl IntoIterator<Item = Node>) -> Cluster {
-    Cluster { nodes: nodes.into_iter().enumerate().map(|(n, node)| (NodeId(n as u128 + 1), node)).collect() }
+    Cluster::new(nodes.into_iter().enumerate().map(|(n, node)| (NodeId(n as u128 + 1), node)).collect())
 }
 
 fn host_port(published_port: u16) -> PortConfig {
@@ -64,7 +64,7 @@ fn constraints_pick_nodes() {
         let got: Vec<u128> = cluster
             .nodes
             .iter()
-            .filter(|(id, node)| request.refusal(**id, node).is_none())
+            .filter(|(id, _)| request.refusal(**id, &cluster).is_none())
             .map(|(id, _)| id.0)
             .collect();
         assert_eq!(got, want, "{constraints:?}");
@@ -75,7 +75,6 @@ fn constraints_pick_nodes() {
 fn refusals_explain_themselves() {
     let full = Usage { memory_bytes: GIB, ..Usage::default() };
     let taken = Usage { host_ports: BTreeMap::from([(8080, 1)]), ..Usage::default() };
-    let has_one = Usage { services: BTreeMap::from([(SERVICE, 1)]), ..Usage::default() };
     let mut template = template(&["node.hostname!=odd"]);
     template.resources.reservations.memory_bytes = GIB / 2;
     template.placement.max_replicas = 1;
@@ -114,70 +113,57 @@ fn refusals_explain_themselves() {
             vec![Node { usage: taken, ..node("a") }],
             "no suitable node (host-mode port already in use on 1 node)",
         ),
-        (
-            "replicas per node",
-            vec![Node { usage: has_one, ..node("a") }],
-            "no suitable node (max replicas per node limit exceed on 1 node)",
-        ),
     ] {
         assert_eq!(place(&request, &cluster(nodes)).unwrap_err().to_string(), want, "{name}");
     }
+    let mut one_each = cluster([node("a")]);
+    one_each.occupy(NodeId(1), SERVICE, &Reservations::default(), &[]);
+    let want = "no suitable node (max replicas per node limit exceed on 1 node)";
+    assert_eq!(place(&request, &one_each).unwrap_err().to_string(), want);
 }
 
 #[test]
 fn tasks_spread_over_what_is_free() {
-    let tasks =
-        |tasks, of_service| Usage { tasks, services: BTreeMap::from([(SERVICE, of_service)]), ..Usage::default() };
+    const OTHER: ServiceId = ServiceId(8);
+    let tiny = Reservations::default();
+    let half = Reservations { memory_bytes: GIB / 2, ..Reservations::default() };
     let template = TaskTemplate::default();
-    for (name, nodes, avoid, want) in [
-        ("ties go to the lowest identifier", vec![node("a"), node("b")], None, 1),
-        (
-            "fewest tasks of the service",
-            vec![Node { usage: tasks(1, 1), ..node("a") }, Node { usage: tasks(9, 0), ..node("b") }],
-            None,
-            2,
-        ),
-        (
-            "then fewest tasks",
-            vec![Node { usage: tasks(2, 0), ..node("a") }, Node { usage: tasks(1, 0), ..node("b") }],
-            None,
-            2,
-        ),
+    let plain = || vec![node("a"), node("b")];
+    for (name, nodes, tasks, avoid, want) in [
+        ("ties go to the lowest identifier", plain(), vec![], None, 1),
+        ("fewest tasks of the service", plain(), vec![(1, SERVICE, 1, &tiny), (2, OTHER, 9, &tiny)], None, 2),
+        ("then fewest tasks", plain(), vec![(1, OTHER, 2, &tiny), (2, OTHER, 1, &tiny)], None, 2),
         (
             "measured by the cores it has",
-            vec![
-                Node { usage: tasks(3, 0), ..node("a") },
-                Node { usage: tasks(4, 0), nano_cpus: 64_000_000_000, ..node("b") },
-            ],
+            vec![node("a"), Node { nano_cpus: 64_000_000_000, ..node("b") }],
+            vec![(1, OTHER, 3, &tiny), (2, OTHER, 4, &tiny)],
             None,
             2,
         ),
-        (
-            "and what is reserved counts more",
-            vec![
-                Node { usage: Usage { memory_bytes: GIB / 2, tasks: 1, ..Usage::default() }, ..node("a") },
-                Node { usage: tasks(3, 0), ..node("b") },
-            ],
-            None,
-            2,
-        ),
+        ("what is reserved counts more", plain(), vec![(1, OTHER, 1, &half), (2, OTHER, 3, &tiny)], None, 2),
         (
             "a suspect comes last",
-            vec![Node { suspect: true, ..node("a") }, Node { usage: tasks(9, 9), ..node("b") }],
+            vec![Node { suspect: true, ..node("a") }, node("b")],
+            vec![(2, SERVICE, 9, &tiny)],
             None,
             2,
         ),
         (
             "but is taken if it must be",
             vec![Node { suspect: true, ..node("a") }, Node { ready: false, ..node("b") }],
+            vec![],
             None,
             1,
         ),
-        ("a node to avoid as well", vec![node("a"), Node { usage: tasks(1, 1), ..node("b") }], Some(NodeId(1)), 2),
+        ("a node to avoid as well", plain(), vec![(2, SERVICE, 1, &tiny)], Some(NodeId(1)), 2),
     ] {
+        let mut cluster = cluster(nodes);
+        for (node, service, count, reservations) in tasks {
+            (0..count).for_each(|_| cluster.occupy(NodeId(node), service, reservations, &[]));
+        }
         let mut request = Request::new(SERVICE, &template, &[]);
         request.avoid.extend(avoid);
-        assert_eq!(place(&request, &cluster(nodes)), Ok(NodeId(want)), "{name}");
+        assert_eq!(place(&request, &cluster), Ok(NodeId(want)), "{name}");
     }
 }
 
@@ -206,7 +192,6 @@ prop_compose! {
             memory_bytes: memory * GIB,
             usage: Usage {
                 tasks,
-                services: BTreeMap::from([(ServiceId(1), tasks)]),
                 host_ports: port.into_iter().map(|port| (port, 1)).collect(),
                 ..Usage::default()
             },
@@ -245,7 +230,7 @@ proptest! {
                 if let Ok(node) = single {
                     one_by_one.occupy(node, request.service, &request.reservations, &ports);
                     let max = template.placement.max_replicas;
-                    prop_assert!(max == 0 || one_by_one.nodes[&node].usage.services[&request.service] <= max);
+                    prop_assert!(max == 0 || one_by_one.tasks_of(request.service)[&node] <= max);
                 }
             }
             prop_assert_eq!(&one_by_one, &cluster);

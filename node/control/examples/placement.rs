@@ -49,7 +49,7 @@ fn cluster() -> Cluster {
         hostname: format!("n{n}"),
         nano_cpus: 64_000_000_000,
         memory_bytes: 256 << 30,
-        labels: [("zone".to_owned(), if n % 10 == 0 { "b" } else { "a" }.to_owned())].into(),
+        labels: [("zone".to_owned(), if n.is_multiple_of(10) { "b" } else { "a" }.to_owned())].into(),
         ..Node::default()
     };
     Cluster::new((1..=NODES).map(|n| (NodeId(n), node(n))).collect())

@@ -14,7 +14,7 @@ use shoal_protocol::record::Record;
 use shoal_protocol::token::{JoinToken, Role};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::WriteError;
-use shoal_protocol::{NodeId, WallTime};
+use shoal_protocol::{ClusterId, NodeId, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::MembershipError;
@@ -24,9 +24,9 @@ use super::{Daemon, clock, persist};
 use crate::agent::Agent;
 use crate::disk::{Batch, KnownPeer, Loaded};
 use crate::driver::{self, choice};
-use crate::gossip::{Gossip, GossipConfig};
+use crate::gossip::{Gossip, GossipConfig, GossipEvent};
 use crate::identity::{Membership, NodeKey, create_cluster};
-use crate::ingress::{CONNECTIONS_MAX, Ingress, IngressConfig};
+use crate::ingress::{CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
 use crate::swarm::{self, JoinReply, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
 
 /// How long all tasks together may take to end when their node leaves.
@@ -232,56 +232,16 @@ impl Daemon {
             self.store_membership(&start).await?;
         }
         std::fs::write(self.config.data_dir.join("node-id"), format!("{node}\n")).context("failed to write node-id")?;
-        let opened = choice::open(&self.config, &self.hostname(), &self.settings, node, cluster).await?;
-        if let Some(chosen) = opened.chosen {
-            self.settings.insert(choice::SETTING.to_owned(), chosen.to_owned());
-            let batch = Batch { settings: self.settings.clone(), ..Batch::default() };
-            self.disk.write(batch).await.context("failed to note which driver was chosen")?;
-        }
-        let status = self.node_status(opened.driver.as_ref()).await?;
+        let driver = self.open_driver(node, cluster).await?;
+        let status = self.node_status(driver.as_ref()).await?;
+        let found = driver.list().await.context("failed to list this node's containers")?;
 
-        let (swarm, swarm_events) = match start.swarm {
-            Some((swarm, events)) => {
-                swarm.set_membership(Some(start.membership.clone()))?;
-                (swarm, events)
-            }
-            None => {
-                let (sender, events) = mpsc::channel(EVENTS_MAX);
-                let config = SwarmConfig {
-                    key: start.key,
-                    listen: self.config.listen_addr,
-                    advertise: self.advertised,
-                    membership: Some(start.membership.clone()),
-                    clock: wall,
-                };
-                (swarm::spawn(config, sender).await?, events)
-            }
-        };
+        let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
+        let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
-        let ingress = Ingress::spawn(
-            IngressConfig {
-                node,
-                publish_addr: self.config.publishes(self.advertised),
-                connections_max: CONNECTIONS_MAX,
-                seed,
-                clock: Arc::new(|| clock::now().time),
-            },
-            Arc::new(SwarmTunnels(swarm.clone())),
-        );
-        let (gossip_sender, gossip_events) = mpsc::channel(GOSSIP_MAX);
-        let (outbound, frames) = mpsc::channel(GOSSIP_MAX);
-        let seeds = start.addresses.values().flatten().copied().collect();
-        let incarnation = self.incarnation;
-        let gossip = Gossip::spawn(
-            GossipConfig { node, incarnation, advertise: self.advertised, cluster, seeds },
-            outbound,
-            gossip_sender,
-        )
-        .await?;
-        tokio::spawn(carry_gossip(frames, swarm.clone()));
+        let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
-        let agent = Agent::spawn(opened.driver.clone(), reports);
-        let found = opened.driver.list().await.context("failed to list this node's containers")?;
+        let agent = Agent::spawn(driver.clone(), reports);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let boot = Boot {
             me: node,
@@ -292,24 +252,22 @@ impl Daemon {
             leases: start.leases,
             restarted: start.restarted,
             status,
-            serves_host_ports: !opened.driver.publishes_host_ports(),
+            serves_host_ports: !driver.publishes_host_ports(),
             addresses: start.addresses,
             seed,
             faults: Faults::default(),
         };
-        let control = Control::new(boot, clock::now());
-        let shells = Shells::new(node, opened.driver, swarm.clone(), ingress.metrics());
         let mut member = Member {
-            control,
+            control: Control::new(boot, clock::now()),
             membership: start.membership,
             port_errors: ingress.port_errors(),
+            shells: Shells::new(node, driver, swarm.clone(), ingress.metrics()),
             swarm,
             gossip,
             gossiped: BTreeSet::new(),
             router: self.router.clone(),
             agent,
             ingress,
-            shells,
             persist: persist::spawn(self.disk.clone(), sender.clone()),
             disk: self.disk.clone(),
             sender,
@@ -324,6 +282,71 @@ impl Daemon {
         tracing::info!(%node, %cluster, role = %member.membership.role, "this node is a member");
         self.member = Some(member);
         Ok(())
+    }
+
+    /// Opens what runs the containers and remembers what `auto` chose.
+    async fn open_driver(&mut self, node: NodeId, cluster: ClusterId) -> anyhow::Result<Arc<dyn driver::Driver>> {
+        let opened = choice::open(&self.config, &self.hostname(), &self.settings, node, cluster).await?;
+        if let Some(chosen) = opened.chosen {
+            self.settings.insert(choice::SETTING.to_owned(), chosen.to_owned());
+            let batch = Batch { settings: self.settings.clone(), ..Batch::default() };
+            self.disk.write(batch).await.context("failed to note which driver was chosen")?;
+        }
+        Ok(opened.driver)
+    }
+
+    /// Returns the swarm that the node joined with, or starts one.
+    async fn open_swarm(
+        &self,
+        key: NodeKey,
+        membership: &Membership,
+        joined: Option<(SwarmHandle, mpsc::Receiver<SwarmEvent>)>,
+    ) -> anyhow::Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>)> {
+        if let Some((swarm, events)) = joined {
+            swarm.set_membership(Some(membership.clone()))?;
+            return Ok((swarm, events));
+        }
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let config = SwarmConfig {
+            key,
+            listen: self.config.listen_addr,
+            advertise: self.advertised,
+            membership: Some(membership.clone()),
+            clock: wall,
+        };
+        Ok((swarm::spawn(config, sender).await?, events))
+    }
+
+    async fn start_gossip(
+        &self,
+        node: NodeId,
+        cluster: ClusterId,
+        addresses: &BTreeMap<NodeId, BTreeSet<SocketAddr>>,
+        swarm: &SwarmHandle,
+    ) -> anyhow::Result<(Gossip, mpsc::Receiver<GossipEvent>)> {
+        let (events, receiver) = mpsc::channel(GOSSIP_MAX);
+        let (outbound, frames) = mpsc::channel(GOSSIP_MAX);
+        let config = GossipConfig {
+            node,
+            incarnation: self.incarnation,
+            advertise: self.advertised,
+            cluster,
+            seeds: addresses.values().flatten().copied().collect(),
+        };
+        let gossip = Gossip::spawn(config, outbound, events).await?;
+        tokio::spawn(carry_gossip(frames, swarm.clone()));
+        Ok((gossip, receiver))
+    }
+
+    fn start_ingress(&self, node: NodeId, seed: u64, swarm: &SwarmHandle) -> IngressHandle {
+        let config = IngressConfig {
+            node,
+            publish_addr: self.config.publishes(self.advertised),
+            connections_max: CONNECTIONS_MAX,
+            seed,
+            clock: Arc::new(|| clock::now().time),
+        };
+        Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))
     }
 
     async fn store_membership(&self, start: &Start) -> anyhow::Result<()> {

@@ -84,6 +84,19 @@ pub(super) fn tasks(node: Node<'_>, node_id: &str) -> Result<BTreeMap<String, BT
     Ok(tasks.collect())
 }
 
+/// Has a shared engine kill the containers of one node.
+pub(super) fn kill_tasks(node: Node<'_>, node_id: &str) -> Result<()> {
+    if node.lab.config.driver != Driver::Docker {
+        return Ok(());
+    }
+    let ids = docker(node, &["ps", "-q", "--no-trunc", "--filter", &format!("label=shoal.node.id={node_id}")])?;
+    let ids: Vec<&str> = ids.split_whitespace().collect();
+    if !ids.is_empty() {
+        docker(node, &[&["kill"], &ids[..]].concat())?;
+    }
+    Ok(())
+}
+
 fn docker(node: Node<'_>, args: &[&str]) -> Result<String> {
     let host = docker_host(node).context("the node has no engine")?;
     let mut command = Command::new("docker");

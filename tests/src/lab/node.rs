@@ -216,20 +216,22 @@ impl Node<'_> {
         let data_dir = self.data_dir();
         let processes = || {
             let mut pids = process::of_data_dir(&data_dir);
-            if engine::has_own(self.lab) {
-                pids.extend(engine::processes(self));
-            } else {
-                pids.extend(self.tasks().into_values().flatten());
+            match self.lab.config.driver {
+                Driver::Docker => pids.extend(engine::processes(self)),
+                Driver::Embedded => pids.extend(self.tasks().into_values().flatten()),
             }
             pids
         };
         let held = process::hold(processes());
         let start = Instant::now();
         process::signal(&held, Signal::KILL);
+        let id = self.id().unwrap_or_default();
         self.wait_gone("all its processes are gone", || {
             let left = processes();
             process::signal(&process::hold(left.iter().copied()), Signal::KILL);
-            left.is_empty()
+            // The processes of a shared engine may have other numbers here than there: the engine has to kill them.
+            let killed = engine::has_own(self.lab) || engine::kill_tasks(self, &id).is_ok();
+            left.is_empty() && killed
         })?;
         Ok(start)
     }

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::{Membership, NodeKey};
 
+mod address;
 mod behaviour;
 mod dialer;
 mod hello;

@@ -296,12 +296,11 @@ pub struct EndpointSpec {
     pub ports: Vec<PortConfig>,
 }
 
-/// One published port. Source: Docker Engine API v1.50, `EndpointPortConfig`.
+/// One published port, also part of stored records: the codec knows no absent fields, so all are written. Source: Docker Engine API v1.50, `EndpointPortConfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PortConfig {
     /// A label without effect.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `tcp`; `udp` and `sctp` are not supported yet. Empty means `tcp`.
     pub protocol: String,

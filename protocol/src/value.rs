@@ -364,3 +364,32 @@ mod tests {
         assert_eq!(Value::open(&record), Ok(None));
     }
 }
+
+#[cfg(test)]
+mod round_trip {
+    use super::*;
+
+    /// The codec is positional: a field that is left out when it is empty would shift all that follow.
+    #[test]
+    fn stored_objects_with_empty_fields_are_read_back() {
+        let port = PortConfig { target_port: 80, published_port: 8080, ..PortConfig::default() };
+        let service = ServiceObject {
+            index: 1,
+            created: WallTime(1),
+            updated: WallTime(2),
+            spec: "{}".to_owned(),
+            previous_spec: None,
+            ports: vec![port.clone()],
+        };
+        let task = SlotTask { ports: vec![port], ..SlotTask::default() };
+        let id = ServiceId(1);
+        for (key, value) in [
+            (Key::Service(id), Value::Service(service)),
+            (Key::Slot(id, SlotName::Replica(1)), Value::Slot(Slot { tasks: vec![task] })),
+            (Key::NodeStatus(NodeId(1)), Value::NodeStatus(NodeStatus::default())),
+        ] {
+            let body = value.seal().unwrap();
+            assert_eq!(Value::read(&key, SCHEMA, &body), Ok(value), "{key:?}");
+        }
+    }
+}

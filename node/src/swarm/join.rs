@@ -15,6 +15,7 @@ use shoal_protocol::token::{JoinToken, Role};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::address::public_key;
 use super::service::{self, Command};
 use super::shared::{self, Shared};
 use super::stream::PeerStream;
@@ -171,7 +172,7 @@ impl SwarmHandle {
         let unreachable = |source| JoinError::Unreachable { address, source };
         let refused = |reason| JoinError::Refused { address, reason };
         let untrusted = |reason: String| JoinError::Untrusted { address, reason };
-        let public_key = service::public_key(&peer).ok_or_else(|| untrusted("its key is not Ed25519".into()))?;
+        let public_key = public_key(&peer).ok_or_else(|| untrusted("its key is not Ed25519".into()))?;
         let open = self.open_on(peer, connection, service::JOIN);
         let stream = within(HELLO_TIMEOUT, open).await.map_err(unreachable)?;
         let mut stream = PeerStream::new(stream, None);

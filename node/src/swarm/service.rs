@@ -9,25 +9,29 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use libp2p::core::upgrade::Version;
 use libp2p::core::{ConnectedPoint, Transport};
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{self, ConnectionId, NetworkBehaviour, Stream, StreamProtocol, Swarm};
-use libp2p::{Multiaddr, PeerId, connection_limits, noise, tcp, yamux};
+use libp2p::{PeerId, connection_limits, noise, tcp, yamux};
 use shoal_protocol::NodeId;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant as TokioInstant;
 
-use super::behaviour::{Inbound, OpenReply, Streams};
+use super::address::{multiaddr, public_key, socket_address};
+use super::behaviour::{OpenReply, Streams};
 use super::dialer::{Dialer, JITTER_MAX};
-use super::hello::{self, Outcome};
+use super::hello::Outcome;
 use super::limiter::Limiter;
 use super::link::{Link, Peer};
 use super::shared::{Credentials, Shared};
 use super::stream::PeerStream;
 use super::wire::Purpose;
-use super::{Refusal, SwarmConfig, SwarmError, SwarmEvent, join};
+use super::{Refusal, SwarmConfig, SwarmError, SwarmEvent};
 use crate::identity;
+
+mod admission;
+
+use admission::{Connection, State};
 
 pub(super) const HELLO: StreamProtocol = StreamProtocol::new("/shoal/hello/1");
 pub(super) const JOIN: StreamProtocol = StreamProtocol::new("/shoal/join/1");
@@ -38,12 +42,6 @@ pub(super) const RENEW: StreamProtocol = StreamProtocol::new("/shoal/renew/1");
 
 /// How long a node that connects has for a hello or for beginning to join.
 const UNADMITTED_MAX: Duration = Duration::from_secs(8);
-
-/// How long a refused node has to read why.
-const REFUSED_MAX: Duration = Duration::from_secs(2);
-
-/// How long a joining node's connection is kept: longer than the managers may take to decide.
-const JOINING_MAX: Duration = Duration::from_secs(40);
 
 /// How long connecting, with Noise and Yamux, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -78,12 +76,6 @@ const OUTBOX_MAX: usize = 1024;
 
 /// What tasks tell the loop; they wait when so much waits already.
 const NOTES_MAX: usize = 256;
-
-/// Refusing addresses remembered; when there are more, all are forgotten.
-const REFUSALS_MAX: usize = 256;
-
-/// The same refusal by the same address is told again after this time only.
-const REFUSAL_REPEAT: Duration = Duration::from_secs(30);
 
 /// How often links with expired credentials are looked for.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -124,32 +116,6 @@ enum Note {
     Served { connection: ConnectionId, source: IpAddr, admitted: bool },
     /// The connection is of no more use.
     Close(ConnectionId),
-}
-
-#[derive(Debug)]
-enum State {
-    /// Nothing was said yet.
-    New,
-    /// A hello is under way that may lead to a link.
-    Greeting,
-    /// It serves a probe, or its hello was refused; it will be closed.
-    Closing,
-    /// A node joins on it.
-    Joining,
-    /// Both sides have admitted each other; the control stream follows.
-    Admitted(Peer),
-    /// It carries the link.
-    Linked(Arc<Link>),
-}
-
-#[derive(Debug)]
-struct Connection {
-    peer: PeerId,
-    public_key: [u8; 32],
-    remote: SocketAddr,
-    dialled: bool,
-    state: State,
-    deadline: Option<Instant>,
 }
 
 #[derive(NetworkBehaviour)]
@@ -322,112 +288,6 @@ impl Service {
         }
     }
 
-    fn on_dialled(&mut self, id: ConnectionId, peer: PeerId, public_key: [u8; 32], address: SocketAddr, dial: Dial) {
-        let node = NodeId::from_public_key(&public_key);
-        match dial {
-            Dial::Join(reply) => {
-                self.set_state(id, State::Joining, JOINING_MAX);
-                let _ = reply.send(Ok((peer, id)));
-            }
-            Dial::Probe(wanted, reply) if wanted != node => {
-                let _ = reply.send(false);
-                self.close(id);
-            }
-            Dial::Probe(_, reply) => {
-                self.set_state(id, State::Closing, UNADMITTED_MAX);
-                let (stream, shared, notes) = (self.open(id, peer, HELLO), self.shared.clone(), self.notes.clone());
-                tokio::spawn(async move {
-                    let outcome = greet(&shared, &public_key, Purpose::Probe, stream).await;
-                    let _ = reply.send(matches!(outcome, Outcome::Admitted(_)));
-                    let _ = notes.send(Note::Close(id)).await;
-                });
-            }
-            dial @ (Dial::Member(_) | Dial::Seed) => {
-                let member = if let Dial::Member(member) = dial { Some(member) } else { None };
-                if self.shared.link(node).is_some() || self.is_under_way(node, false) {
-                    self.attempt_ended(member, member == Some(node));
-                    return self.close(id);
-                }
-                self.set_state(id, State::Greeting, UNADMITTED_MAX);
-                let (stream, shared, notes) = (self.open(id, peer, HELLO), self.shared.clone(), self.notes.clone());
-                tokio::spawn(async move {
-                    let outcome = greet(&shared, &public_key, Purpose::Link, stream).await;
-                    let _ = notes.send(Note::Introduced { connection: id, member, address, outcome }).await;
-                });
-            }
-        }
-    }
-
-    fn on_stream(&mut self, inbound: Inbound) {
-        let Inbound { connection: id, protocol, stream } = inbound;
-        let Some(connection) = self.connections.get(&id) else { return };
-        let (public_key, remote) = (connection.public_key, connection.remote);
-        match (&connection.state, protocol) {
-            (State::New, protocol) if protocol == HELLO && !connection.dialled => {
-                self.set_state(id, State::Greeting, UNADMITTED_MAX);
-                let (shared, notes) = (self.shared.clone(), self.notes.clone());
-                let mut stream = PeerStream::new(stream, None);
-                tokio::spawn(async move {
-                    let note = match hello::listen(&shared, &public_key, &mut stream).await {
-                        Ok((purpose, peer)) => Note::Heard { connection: id, purpose, peer, stream },
-                        Err(_) => Note::Close(id),
-                    };
-                    let _ = notes.send(note).await;
-                });
-            }
-            (State::New, protocol) if protocol == JOIN && !connection.dialled => {
-                self.serve_join(id, public_key, remote, PeerStream::new(stream, None));
-            }
-            (State::Admitted(peer), protocol) if protocol == CONTROL && !connection.dialled => {
-                let peer = *peer;
-                self.start_link(id, peer, stream);
-            }
-            (State::Linked(link), protocol) => {
-                let link = link.clone();
-                self.on_link_stream(&link, public_key, &protocol, stream);
-            }
-            // Whoever is not admitted has no business here: the stream is dropped, which resets it.
-            (State::New | State::Greeting | State::Closing | State::Joining | State::Admitted(_), _) => {}
-        }
-    }
-
-    fn on_link_stream(&mut self, link: &Link, public_key: [u8; 32], protocol: &StreamProtocol, stream: Stream) {
-        let Ok(permit) = link.accepted.clone().try_acquire_owned() else { return };
-        let (from, role) = (link.peer.credential.node, link.peer.credential.role);
-        let mut stream = PeerStream::new(stream, Some(permit));
-        match protocol {
-            protocol if *protocol == TUNNEL => self.tell(SwarmEvent::Tunnel { from, stream }),
-            protocol if *protocol == API => self.tell(SwarmEvent::Api { from, stream }),
-            protocol if *protocol == RENEW => {
-                let (shared, events) = (self.shared.clone(), self.events.clone());
-                tokio::spawn(async move {
-                    let _ = join::serve_renewal(&shared, (public_key, role), &events, &mut stream).await;
-                });
-            }
-            _ => {} // A second hello, join or control stream on a link has no meaning.
-        }
-    }
-
-    fn serve_join(&mut self, id: ConnectionId, public_key: [u8; 32], remote: SocketAddr, mut stream: PeerStream) {
-        self.set_state(id, State::Joining, JOINING_MAX);
-        let permit = self.joins.clone().try_acquire_owned();
-        let allowed = self.limiter.allow(remote.ip(), Instant::now());
-        let (Ok(permit), true) = (permit, allowed) else {
-            tokio::spawn(async move { join::refuse_busy(&mut stream).await });
-            return;
-        };
-        let (shared, events, notes) = (self.shared.clone(), self.events.clone(), self.notes.clone());
-        tokio::spawn(async move {
-            let served = join::serve(&shared, (public_key, remote), &events, &mut stream).await;
-            drop(permit);
-            let admitted = served.unwrap_or_else(|error| {
-                tracing::debug!(source = %remote, %error, "a node that tried to join gave up or broke the protocol");
-                false
-            });
-            let _ = notes.send(Note::Served { connection: id, source: remote.ip(), admitted }).await;
-        });
-    }
-
     fn on_note(&mut self, note: Note) {
         match note {
             Note::Introduced { connection, member, address, outcome } => {
@@ -461,104 +321,6 @@ impl Service {
             }
             Note::Close(connection) => self.close(connection),
         }
-    }
-
-    /// The node that this one dialled has answered.
-    fn on_introduced(&mut self, id: ConnectionId, member: Option<NodeId>, address: SocketAddr, outcome: Outcome) {
-        let (admitted, reason) = match outcome {
-            Outcome::Admitted(peer) => (Some(peer), None),
-            Outcome::Failed(error) => {
-                tracing::debug!(%address, %error, "the node at this address says no hello");
-                (None, None)
-            }
-            Outcome::Refused(Refusal::Duplicate, _) => (None, None),
-            Outcome::Refused(reason, by) => (None, Some((reason, by.map(|by| (by.node, by.role))))),
-            Outcome::Unfit(reason) => {
-                if self.is_news(address, format!("ours: {reason}")) {
-                    tracing::warn!(%address, %reason, "the node at this address is not admitted");
-                }
-                (None, None)
-            }
-        };
-        if let Some((reason, by)) = reason
-            && self.is_news(address, reason.to_string())
-        {
-            tracing::warn!(%address, %reason, "the node at this address does not admit this one");
-            self.tell(SwarmEvent::Refused { address, reason, by });
-        }
-        self.attempt_ended(member, admitted.is_some_and(|peer| Some(peer.credential.node) == member));
-        let yields = |peer: &Peer| {
-            let link = self.shared.link(peer.credential.node);
-            link.is_none_or(|link| link.yields_to(peer, self.shared.node))
-        };
-        let Some(peer) = admitted.filter(yields) else {
-            return self.close(id);
-        };
-        self.refusals.remove(&address);
-        let Some(peer_id) = self.connections.get(&id).map(|connection| connection.peer) else { return };
-        self.set_state(id, State::Admitted(peer), UNADMITTED_MAX);
-        let (stream, notes) = (self.open(id, peer_id, CONTROL), self.notes.clone());
-        tokio::spawn(async move {
-            let note = match stream.await {
-                Ok(Ok(stream)) => Note::Control { connection: id, stream },
-                Ok(Err(_)) | Err(_) => Note::Close(id),
-            };
-            let _ = notes.send(note).await;
-        });
-    }
-
-    /// A node that dialled this one has introduced itself.
-    fn on_heard(&mut self, id: ConnectionId, purpose: Purpose, peer: Result<Peer, Refusal>, mut stream: PeerStream) {
-        let Some(connection) = self.connections.get(&id) else { return };
-        let (node, source) = (connection.node(), connection.remote);
-        let (state, refusal) = match (purpose, peer) {
-            (Purpose::Probe, peer) => (State::Closing, peer.err()),
-            (Purpose::Link, Err(refusal)) => (State::Closing, Some(refusal)),
-            (Purpose::Link, Ok(peer)) => {
-                let yields = self.shared.link(node).is_none_or(|link| link.yields_to(&peer, self.shared.node));
-                match yields && !(self.shared.node < node && self.is_under_way(node, true)) {
-                    true => (State::Admitted(peer), None),
-                    false => (State::Closing, Some(Refusal::Duplicate)),
-                }
-            }
-        };
-        self.set_state(id, state, if refusal.is_some() { REFUSED_MAX } else { UNADMITTED_MAX });
-        if let Some(reason) = refusal.as_ref().filter(|reason| **reason != Refusal::Duplicate)
-            && self.may_complain()
-        {
-            tracing::warn!(%node, %source, %reason, "refused a node");
-        }
-        let shared = self.shared.clone();
-        // A refused node closes the connection when it has read why; if it does not, the deadline does.
-        tokio::spawn(async move { hello::answer(&shared, refusal, &mut stream).await });
-    }
-
-    fn start_link(&mut self, id: ConnectionId, peer: Peer, stream: Stream) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let node = peer.credential.node;
-        if let Some(old) = self.shared.link(node) {
-            if !old.yields_to(&peer, self.shared.node) {
-                return self.close(id);
-            }
-            match old.peer.incarnation == peer.incarnation {
-                true => old.replace(),
-                false => old.close(),
-            }
-        }
-        let (link, queues) = Link::new(id, connection.peer, peer);
-        connection.state = State::Linked(link.clone());
-        connection.deadline = None;
-        self.shared.insert_link(link.clone());
-        self.dialer.linked(node);
-        let (shared, notes) = (self.shared.clone(), self.notes.clone());
-        let ended = move |link: Arc<Link>, violation| async move {
-            shared.remove_link(&link);
-            let _ = notes.send(Note::LinkEnded { link, violation }).await;
-        };
-        let predecessor = self.readers.remove(&node);
-        let stream = PeerStream::new(stream, None);
-        let reader = link.run(stream, queues, predecessor, self.events.clone(), ended);
-        self.readers.insert(node, reader);
     }
 
     fn on_command(&mut self, command: Command) {
@@ -669,18 +431,6 @@ impl Service {
         }
     }
 
-    /// Returns whether a connection to a node is about to become a link: its hello is on its way, or was answered well.
-    ///
-    /// While one is, no other is begun, and of two nodes that dial each other the one with the lower identifier refuses the
-    /// other's dial. So two connections hardly ever become links at once, and no message is lost in giving one up.
-    fn is_under_way(&self, node: NodeId, dialled_only: bool) -> bool {
-        self.connections.values().any(|connection| match connection.state {
-            State::Greeting => connection.dialled && connection.node() == node,
-            State::Admitted(_) => (connection.dialled || !dialled_only) && connection.node() == node,
-            State::New | State::Closing | State::Joining | State::Linked(_) => false,
-        })
-    }
-
     fn open(
         &mut self,
         id: ConnectionId,
@@ -715,19 +465,6 @@ impl Service {
         }
     }
 
-    /// Returns whether an address has not refused for the same reason a short while ago.
-    fn is_news(&mut self, address: SocketAddr, reason: String) -> bool {
-        let now = Instant::now();
-        if self.refusals.get(&address).is_some_and(|(last, at)| *last == reason && now - *at < REFUSAL_REPEAT) {
-            return false;
-        }
-        if self.refusals.len() >= REFUSALS_MAX {
-            self.refusals.clear();
-        }
-        self.refusals.insert(address, (reason, now));
-        true
-    }
-
     /// Returns whether another complaint about peers may be logged: one a second.
     fn may_complain(&mut self) -> bool {
         let now = Instant::now();
@@ -736,56 +473,6 @@ impl Service {
             self.complained = Some(now);
         }
         may
-    }
-}
-
-impl Connection {
-    fn node(&self) -> NodeId {
-        NodeId::from_public_key(&self.public_key)
-    }
-
-    fn is_stranger(&self) -> bool {
-        match self.state {
-            State::New | State::Greeting | State::Closing | State::Joining => !self.dialled,
-            State::Admitted(_) | State::Linked(_) => false,
-        }
-    }
-}
-
-async fn greet(
-    shared: &Shared,
-    public_key: &[u8; 32],
-    purpose: Purpose,
-    stream: oneshot::Receiver<io::Result<Stream>>,
-) -> Outcome {
-    match stream.await {
-        Ok(Ok(stream)) => hello::introduce(shared, public_key, purpose, &mut PeerStream::new(stream, None)).await,
-        Ok(Err(error)) => Outcome::Failed(error),
-        Err(_) => Outcome::Failed(io::ErrorKind::NotConnected.into()),
-    }
-}
-
-/// Returns the Ed25519 key that a peer's identifier consists of.
-pub(super) fn public_key(peer: &PeerId) -> Option<[u8; 32]> {
-    let hash: &libp2p::multihash::Multihash<64> = peer.as_ref();
-    let key = libp2p::identity::PublicKey::try_decode_protobuf(hash.digest()).ok()?;
-    Some(key.try_into_ed25519().ok()?.to_bytes())
-}
-
-fn multiaddr(address: SocketAddr) -> Multiaddr {
-    Multiaddr::empty().with(address.ip().into()).with(Protocol::Tcp(address.port()))
-}
-
-fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
-        _ => None,
     }
 }
 

@@ -246,7 +246,10 @@ impl Control {
     /// Makes a record under the registry lease without putting it into the document.
     fn draft(&mut self, key: Key, value: Option<&Value>, epoch: u64) -> Result<Record, PutError> {
         let seq = self.holds.next_seq(LeaseId::REGISTRY);
-        Store::seal(key, Stamp { lineage: 0, epoch, seq }, self.me, value)
+        let record = Store::seal(key, Stamp { lineage: 0, epoch, seq }, self.me, value)?;
+        // What nobody could read must not be acknowledged.
+        Value::open(&record)?;
+        Ok(record)
     }
 
     fn make_durable(&mut self, origin: Origin, written: Written, records: Vec<Record>, epoch: u64, now: Now) {

@@ -93,7 +93,8 @@ impl Sim {
         }
         let actual: BTreeMap<TaskId, NodeId> =
             self.hosts().iter().flat_map(|host| host.running().map(|task| (task, host.id))).collect();
-        (actual != expected)
-            .then(|| format!("{} containers run, {} are wanted: {actual:?} {expected:?}", actual.len(), expected.len()))
+        let extra: Vec<_> = actual.iter().filter(|(task, node)| expected.get(task) != Some(node)).collect();
+        let missing: Vec<_> = expected.iter().filter(|(task, node)| actual.get(task) != Some(node)).collect();
+        (actual != expected).then(|| format!("not wanted but running: {extra:?}; wanted but not running: {missing:?}"))
     }
 }

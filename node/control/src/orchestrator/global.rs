@@ -47,7 +47,7 @@ fn end(work: &mut Work<'_, '_>, name: SlotName) {
     let Some(mut slot) = work.slots.remove(&name) else { return };
     slot.tasks.retain(|task| task.node.is_some() || !slot::is_current(task));
     for task in slot.tasks.iter_mut().filter(|task| slot::is_current(task)) {
-        slot::shut_down(task, None, "");
+        work.shut_down(task, None, "");
     }
     work.slots.insert(name, slot);
 }

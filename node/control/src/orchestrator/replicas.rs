@@ -35,10 +35,10 @@ pub(super) fn scale(work: &mut Work<'_, '_>, replicas: u64) {
 
 /// Tells the tasks of a slot to go.
 pub(super) fn discard(work: &mut Work<'_, '_>, name: SlotName) {
-    let (input, cluster) = (work.input, &*work.cluster);
-    if let Some(slot) = work.slots.get_mut(&name) {
-        slot::discard(slot, |task| is_gone(task, &input, cluster));
-    }
+    let Some(mut slot) = work.slots.remove(&name) else { return };
+    slot.tasks.iter().for_each(|task| work.free(task));
+    slot::discard(&mut slot, |task| is_gone(task, &work.input, work.cluster));
+    work.slots.insert(name, slot);
 }
 
 /// Chooses `count` slots to give up: first those that do not run, then level by level from the nodes with most tasks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{Availability, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig};
-use shoal_protocol::value::{Slot, SlotTask, UpdateState};
+use shoal_protocol::value::{Progress, Slot, SlotTask, UpdateState};
 use shoal_protocol::{NodeId, TaskId, TaskState, Time};
 
 use super::slot::{head, is_current, shut_down};
@@ -29,8 +29,15 @@ pub(super) struct Work<'a, 'w> {
     pub(super) slots: BTreeMap<SlotName, Slot>,
     /// Slots that get their first task with this plan.
     pub(super) fresh: BTreeSet<SlotName>,
+    progress: Option<Progress>,
+    /// Whether this round made room on a node, so that what was refused before may now be placed.
+    has_freed: bool,
     wake: Option<Time>,
 }
+
+/// Rounds of one plan at most: each ends tasks that no node has started yet, and the next places others in their room. What
+/// is left then is planned at once, as a plan of its own.
+const ROUNDS_MAX: usize = 8;
 
 /// What becomes of the tasks that a new one replaces if it has no node yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,16 +58,41 @@ impl<'a, 'w> Work<'a, 'w> {
     ) -> Self {
         let request = Request::new(input.service, &desired.spec.task_template, &desired.ports);
         let policy = desired.spec.update_policy();
-        let (slots, fresh) = (input.slots.clone(), BTreeSet::new());
-        Self { input, desired, cluster, memory, ids, request, placer: None, policy, slots, fresh, wake: None }
+        Self {
+            input,
+            desired,
+            cluster,
+            memory,
+            ids,
+            request,
+            placer: None,
+            policy,
+            slots: input.slots.clone(),
+            fresh: BTreeSet::new(),
+            progress: input.progress.cloned(),
+            has_freed: false,
+            wake: None,
+        }
     }
 
     pub(super) fn run(mut self) -> Plan {
         self.observe();
         self.request.avoid = self.memory.avoid(self.input.now.time);
+        for _ in 0..ROUNDS_MAX {
+            self.has_freed = false;
+            self.round();
+            if !self.has_freed {
+                return self.finish();
+            }
+        }
+        self.wake_at(self.input.now.time);
+        self.finish()
+    }
+
+    fn round(&mut self) {
         match self.desired.spec.mode.replicas() {
-            Some(replicas) => replicas::scale(&mut self, replicas),
-            None => global::cover(&mut self),
+            Some(replicas) => replicas::scale(self, replicas),
+            None => global::cover(self),
         }
         for name in self.slots.keys().copied().collect::<Vec<_>>() {
             let is_wanted = self.fresh.contains(&name) || self.slots.get(&name).is_some_and(slot::is_live);
@@ -68,8 +100,22 @@ impl<'a, 'w> Work<'a, 'w> {
                 self.with_slot(name, Self::tend);
             }
         }
-        let progress = self.update();
-        self.finish(progress)
+        self.update();
+    }
+
+    /// Ends a task. One that its node has not spoken of yet gives its room back at once.
+    pub(super) fn shut_down(&mut self, task: &mut SlotTask, last_seen: Option<TaskState>, note: &str) {
+        self.free(task);
+        shut_down(task, last_seen, note);
+    }
+
+    /// Takes a task that is about to end off its node's account, if its node has not spoken of it yet.
+    pub(super) fn free(&mut self, task: &SlotTask) {
+        let Some(node) = task.node.filter(|_| is_current(task) && self.state(task).is_none()) else { return };
+        let reservations = template_of(task).map(|template| template.resources.reservations).unwrap_or_default();
+        self.cluster.vacate(node, self.input.service, &reservations, &task.ports);
+        self.placer = None;
+        self.has_freed = true;
     }
 
     pub(super) fn wake_at(&mut self, time: Time) {
@@ -84,6 +130,14 @@ impl<'a, 'w> Work<'a, 'w> {
     pub(super) fn takes_tasks(&self, id: NodeId, node: &Node) -> bool {
         let is_up = node.ready && !node.failed && node.availability == Availability::Active;
         is_up && self.request.is_wanted_on(id, node)
+    }
+
+    /// Returns whether the slot belongs to a node that takes no new tasks now.
+    fn is_barred(&self, name: SlotName) -> bool {
+        match name {
+            SlotName::Replica(_) => false,
+            SlotName::Node(id) => !self.cluster.nodes.get(&id).is_some_and(|node| self.takes_tasks(id, node)),
+        }
     }
 
     fn with_slot(&mut self, name: SlotName, tend: impl FnOnce(&mut Self, SlotName, &mut Slot)) {
@@ -237,7 +291,7 @@ impl<'a, 'w> Work<'a, 'w> {
         if !is_rejected && !self.may_restart(name, slot, position, state) {
             if !has_elder {
                 let note = self.error_of(&slot.tasks[position]);
-                shut_down(&mut slot.tasks[position], Some(state), &note);
+                self.shut_down(&mut slot.tasks[position], Some(state), &note);
             }
             return;
         }
@@ -245,13 +299,16 @@ impl<'a, 'w> Work<'a, 'w> {
             self.wake_at(ended + delay);
             return;
         }
+        if self.is_barred(name) {
+            return; // ended without a successor it would look finished
+        }
         if is_rejected {
             *self.memory.rejections.entry(name).or_default() += 1;
         } else {
             self.memory.note_restart(name, now);
         }
         let note = self.error_of(&slot.tasks[position]);
-        shut_down(&mut slot.tasks[position], Some(state), &note);
+        self.shut_down(&mut slot.tasks[position], Some(state), &note);
         if !has_elder {
             self.fill(name, slot);
         }
@@ -296,12 +353,12 @@ impl<'a, 'w> Work<'a, 'w> {
     }
 
     /// Ends all tasks after the one at `position` that are meant to run and that `which` picks.
-    fn retire(&self, slot: &mut Slot, position: usize, which: impl Fn(&Self, &SlotTask) -> bool) {
+    fn retire(&mut self, slot: &mut Slot, position: usize, which: impl Fn(&Self, &SlotTask) -> bool) {
         for task in slot.tasks[position + 1..].iter_mut().filter(|task| is_current(task)) {
             if which(self, task) {
                 let state = self.state(task);
                 let note = if self.is_lost(task) { "its node failed" } else { "" };
-                shut_down(task, state, note);
+                self.shut_down(task, state, note);
             }
         }
     }
@@ -311,18 +368,16 @@ impl<'a, 'w> Work<'a, 'w> {
         self.fill(name, slot);
         let has_node = slot.tasks.first().is_some_and(|task| task.node.is_some());
         if has_node || until == Until::Now {
-            slot.tasks[1..].iter_mut().filter(|task| is_current(task)).for_each(|task| {
-                let state = reported(task, &self.input);
-                shut_down(task, state, reason);
-            });
+            for task in slot.tasks[1..].iter_mut().filter(|task| is_current(task)) {
+                let state = self.state(task);
+                self.shut_down(task, state, reason);
+            }
         }
     }
 
     /// Gives a slot a new task, on a node or waiting for one.
     fn fill(&mut self, name: SlotName, slot: &mut Slot) {
-        if let SlotName::Node(id) = name
-            && !self.cluster.nodes.get(&id).is_some_and(|node| self.takes_tasks(id, node))
-        {
+        if self.is_barred(name) {
             return;
         }
         let placed = self.place(name);
@@ -358,7 +413,7 @@ impl<'a, 'w> Work<'a, 'w> {
     }
 
     /// Lets the update take its next step.
-    fn update(&mut self) -> Option<Option<shoal_protocol::value::Progress>> {
+    fn update(&mut self) {
         let phases: Vec<(SlotName, Phase)> = self
             .slots
             .iter()
@@ -369,7 +424,7 @@ impl<'a, 'w> Work<'a, 'w> {
         let step = updater::step(&updater::Input {
             policy: &self.policy,
             index: self.desired.index,
-            progress: self.input.progress,
+            progress: self.progress.as_ref(),
             slots: &phases,
             failures,
             failed,
@@ -381,7 +436,9 @@ impl<'a, 'w> Work<'a, 'w> {
         for name in step.start {
             self.with_slot(name, Self::start_update);
         }
-        step.progress
+        if let Some(progress) = step.progress {
+            self.progress = progress;
+        }
     }
 
     fn phase(&self, name: SlotName, slot: &Slot) -> Phase {
@@ -390,14 +447,13 @@ impl<'a, 'w> Work<'a, 'w> {
         };
         let task = &slot.tasks[position];
         let state = self.state(task);
-        if let SlotName::Node(_) = name
-            && self.is_lost(task)
-        {
-            return Phase::Settled; // its turn comes when its node is back
+        if self.is_barred(name) {
+            return Phase::Settled; // its turn comes when its node takes tasks again
         }
         if !self.desired.is_run_by(task) {
             return Phase::Dirty { running: state == Some(TaskState::Running) };
         }
+        let is_first = slot.tasks.iter().filter(|task| task.desired != TaskState::Remove).count() == 1;
         match state {
             Some(state) if state.is_terminal() => Phase::Settled,
             Some(TaskState::Running) => {
@@ -405,7 +461,7 @@ impl<'a, 'w> Work<'a, 'w> {
                 Phase::Running { since, updated: task.index == self.desired.index }
             }
             // The first task of a slot replaces nothing: others need not wait for it.
-            Some(_) | None if slot.tasks.len() == 1 => Phase::Settled,
+            Some(_) | None if is_first => Phase::Settled,
             Some(_) | None => Phase::Moving,
         }
     }
@@ -416,14 +472,14 @@ impl<'a, 'w> Work<'a, 'w> {
             return;
         }
         for task in slot.tasks.iter_mut().filter(|task| is_current(task)) {
-            shut_down(task, None, "");
+            self.shut_down(task, None, "");
         }
         if !self.is_stopping(slot) {
             self.fill(name, slot);
         }
     }
 
-    fn finish(mut self, progress: Option<Option<shoal_protocol::value::Progress>>) -> Plan {
+    fn finish(mut self) -> Plan {
         let mut slots = Vec::new();
         let mut kept = BTreeMap::new();
         for (name, mut slot) in std::mem::take(&mut self.slots) {
@@ -442,6 +498,7 @@ impl<'a, 'w> Work<'a, 'w> {
         }
         let cluster = &self.cluster;
         self.memory.prune(&kept, |node| cluster.nodes.contains_key(&node));
-        Plan { slots, progress, wake: self.wake }
+        let is_same = self.progress.as_ref() == self.input.progress;
+        Plan { slots, progress: (!is_same).then_some(self.progress), wake: self.wake }
     }
 }

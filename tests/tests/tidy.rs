@@ -11,7 +11,7 @@ const LINES_MAX: usize = 500;
 /// The shells of the daemon: each is known to the runtime alone.
 const SHELLS: [&str; 8] = ["agent", "api", "disk", "driver", "gossip", "ingress", "overlay", "swarm"];
 
-/// Who may import a shell nevertheless: the agent is the driver's other half.
+/// Who may import a shell nevertheless: the agent is the driver's other half, the API speaks of its images and output.
 const SHELL_IMPORTS: [(&str, &str); 2] = [("agent", "driver"), ("api", "driver")];
 
 /// What a decision must not touch.

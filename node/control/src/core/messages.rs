@@ -179,6 +179,13 @@ impl Control {
         for node in self.holds.waiting_for(self.me, |lease| self.leases.granters(lease)) {
             self.repair.want(node);
         }
+        if !self.synced {
+            // Until a manager's document was seen whole, nothing that runs here can be called unwanted.
+            let managers: Vec<NodeId> = self.peers.keys().filter(|peer| self.is_manager(**peer)).copied().collect();
+            for manager in managers {
+                self.repair.want(manager);
+            }
+        }
         if self.faults.no_repair && self.holds.all_ready().len() == usize::from(shoal_protocol::lease::SHARDS) + 1 {
             return;
         }

@@ -384,6 +384,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct World {
     agent: Agent,
     wanted: BTreeMap<TaskId, Wanted>,
+    /// The furthest each task was ever to get: holders only move forward, also for a task that was out of sight.
+    furthest: BTreeMap<TaskId, TaskState>,
     outstanding: BTreeMap<TaskId, DriverCall>,
     said: BTreeMap<TaskId, TaskState>,
     /// Whose containers exist; true for those that run.
@@ -398,6 +400,7 @@ impl World {
         Self {
             agent,
             wanted: BTreeMap::new(),
+            furthest: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             said: BTreeMap::new(),
             containers: BTreeMap::new(),
@@ -409,7 +412,9 @@ impl World {
         match step {
             Step::Want(id, desired, fenced) => {
                 let task = TaskId(id);
-                let desired = self.wanted.get(&task).map_or(desired, |before| before.desired.max(desired));
+                let furthest = self.furthest.entry(task).or_insert(desired);
+                *furthest = desired.max(*furthest);
+                let desired = *furthest;
                 self.wanted.insert(task, Wanted { fenced, ..heavy(desired, 1 << 28) });
                 self.agent.set_wanted(self.wanted.clone(), self.now);
             }

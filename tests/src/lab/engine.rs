@@ -37,6 +37,8 @@ pub(super) fn start(node: Node<'_>) -> Result<()> {
     if !has_own(node.lab) || docker(node, &["version"]).is_ok() {
         return Ok(());
     }
+    // What a power failure left behind has to go first; the engine's data stays.
+    script(&["down", &directory(node), "--keep"])?;
     script(&["up", &directory(node), "--netns", &network::namespace(node.index)])
 }
 

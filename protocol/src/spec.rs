@@ -297,7 +297,7 @@ pub struct EndpointSpec {
 }
 
 /// One published port, also part of stored records: the codec knows no absent fields, so all are written. Source: Docker Engine API v1.50, `EndpointPortConfig`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct PortConfig {
     /// A label without effect.
@@ -310,6 +310,24 @@ pub struct PortConfig {
     pub published_port: u16,
     /// On every node, or only where a task runs.
     pub publish_mode: PublishMode,
+}
+
+impl Serialize for PortConfig {
+    /// Leaves an empty name out where fields have names, as Docker does; the positional codec writes every field.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let Self { name, protocol, target_port, published_port, publish_mode } = self;
+        let has_name = !name.is_empty() || !serializer.is_human_readable();
+        let mut fields = serializer.serialize_struct("PortConfig", 4 + usize::from(has_name))?;
+        if has_name {
+            fields.serialize_field("Name", name)?;
+        }
+        fields.serialize_field("Protocol", protocol)?;
+        fields.serialize_field("TargetPort", target_port)?;
+        fields.serialize_field("PublishedPort", published_port)?;
+        fields.serialize_field("PublishMode", publish_mode)?;
+        fields.end()
+    }
 }
 
 /// Where a published port listens.

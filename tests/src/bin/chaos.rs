@@ -174,8 +174,9 @@ impl Run {
 
     fn cut(&mut self, victim: usize) -> Result<()> {
         self.under_load("cut", victim, |run| {
-            let moment = Instant::now();
+            // Cutting takes some milliseconds in which the node still takes requests; those are open when it takes effect.
             run.lab.cut(&[victim])?;
+            let moment = Instant::now();
             run.converge("cut node's tasks run elsewhere", &BTreeSet::from([victim])).map(|_| moment)
         })?;
         self.lab.heal(&[victim])?;

@@ -3,6 +3,15 @@
 use shoal_protocol::TaskState;
 use shoal_protocol::value::{Slot, SlotTask, TASK_HISTORY_MAX};
 
+/// What becomes of the tasks that a new one replaces if it has no node yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// They end whatever happens.
+    Now,
+    /// They stay wanted, and are adopted if their node is back first.
+    Placed,
+}
+
 /// Returns whether a task is meant to run.
 pub(super) fn is_current(task: &SlotTask) -> bool {
     task.desired <= TaskState::Running

@@ -8,7 +8,7 @@ use shoal_protocol::spec::{Availability, RESTART_DELAY_NANOS_DEFAULT, RestartCon
 use shoal_protocol::value::{Progress, Slot, SlotTask, UpdateState};
 use shoal_protocol::{NodeId, TaskId, TaskState, Time};
 
-use super::slot::{head, is_current, shut_down};
+use super::slot::{Until, head, is_current, shut_down};
 use super::{Desired, Input, Memory, Plan, global, is_gone, is_lost, replicas, reported, slot, template_of};
 use crate::scheduler::{Cluster, Node, Placer, Refusals, Request};
 use crate::updater::{self, Phase};
@@ -38,15 +38,6 @@ pub(super) struct Work<'a, 'w> {
 /// Rounds of one plan at most: each ends tasks that no node has started yet, and the next places others in their room. What
 /// is left then is planned at once, as a plan of its own.
 const ROUNDS_MAX: usize = 8;
-
-/// What becomes of the tasks that a new one replaces if it has no node yet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// They end whatever happens.
-    Now,
-    /// They stay wanted, and are adopted if their node is back first.
-    Placed,
-}
 
 impl<'a, 'w> Work<'a, 'w> {
     pub(super) fn new(

@@ -186,11 +186,9 @@ impl Control {
                 self.repair.want(manager);
             }
         }
-        if self.faults.no_repair && self.holds.all_ready().len() == usize::from(shoal_protocol::lease::SHARDS) + 1 {
-            return;
-        }
         let i_am_manager = self.is_manager(self.me);
         let eligible = self.peers.keys().filter(|peer| i_am_manager || self.is_manager(**peer)).copied().collect();
+        let eligible = if self.faults.no_repair { BTreeSet::new() } else { eligible };
         let random = rand::RngExt::random::<u32>(&mut self.random) as usize;
         let due = self.repair.due(&eligible, now.time, |count| random % count.max(1));
         for node in due {

@@ -75,11 +75,6 @@ impl Holds {
         self.held.get(&lease).filter(|hold| hold.ready).map(|hold| hold.epoch)
     }
 
-    /// Returns the ready leases.
-    pub(super) fn all_ready(&self) -> Vec<LeaseId> {
-        self.held.iter().filter(|(_, hold)| hold.ready).map(|(&lease, _)| lease).collect()
-    }
-
     /// Returns the next number for a write under a lease, from 1.
     pub(super) fn next_seq(&mut self, lease: LeaseId) -> u64 {
         match self.held.get_mut(&lease) {

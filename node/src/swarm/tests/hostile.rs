@@ -15,6 +15,7 @@ struct Intruder {
     swarm: libp2p::Swarm<Behaviour>,
     connection: libp2p::swarm::ConnectionId,
     peer: libp2p::PeerId,
+    is_closed: bool,
 }
 
 impl Intruder {
@@ -31,7 +32,7 @@ impl Intruder {
             }
         };
         let (connection, peer) = tokio::time::timeout(DEADLINE, connected).await.unwrap();
-        Self { swarm, connection, peer }
+        Self { swarm, connection, peer, is_closed: false }
     }
 
     /// Runs `work` on a stream of a protocol while the connection is driven.
@@ -44,7 +45,7 @@ impl Intruder {
         };
         let drive = async {
             loop {
-                self.swarm.select_next_some().await;
+                self.is_closed |= is_end(&self.swarm.select_next_some().await);
             }
         };
         tokio::select! {
@@ -56,10 +57,16 @@ impl Intruder {
     /// Waits until the other side has closed the connection.
     async fn expect_end(mut self) {
         let closed = async {
-            while !matches!(self.swarm.next().await, Some(libp2p::swarm::SwarmEvent::ConnectionClosed { .. })) {}
+            while !self.is_closed {
+                self.is_closed = is_end(&self.swarm.select_next_some().await);
+            }
         };
         tokio::time::timeout(DEADLINE, closed).await.expect("thrown out in time");
     }
+}
+
+fn is_end<T>(event: &libp2p::swarm::SwarmEvent<T>) -> bool {
+    matches!(event, libp2p::swarm::SwarmEvent::ConnectionClosed { .. })
 }
 
 fn hello(credential: Vec<u8>) -> Hello {

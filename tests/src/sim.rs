@@ -114,6 +114,8 @@ pub struct Sim {
     random: StdRng,
     hosts: Vec<Host>,
     cut: BTreeSet<usize>,
+    /// Messages that are under way for as long as it pleases a test, by sender.
+    delayed: BTreeMap<usize, Vec<(NodeId, PeerMessage)>>,
     last_request: RequestId,
     answers: BTreeMap<RequestId, Result<Written, WriteError>>,
     history: check::History,
@@ -138,6 +140,7 @@ impl Sim {
             random: StdRng::seed_from_u64(options.seed),
             hosts: Vec::new(),
             cut: BTreeSet::new(),
+            delayed: BTreeMap::new(),
             last_request: 0,
             answers: BTreeMap::new(),
             history: check::History::default(),
@@ -285,6 +288,18 @@ impl Sim {
         self.cut.remove(&index);
     }
 
+    /// Keeps what a host says from now on under way, until [`Sim::deliver_from`].
+    pub fn delay_from(&mut self, index: usize) {
+        self.delayed.entry(index).or_default();
+    }
+
+    /// Delivers what a host said since [`Sim::delay_from`].
+    pub fn deliver_from(&mut self, index: usize) {
+        for (to, message) in self.delayed.remove(&index).unwrap_or_default() {
+            self.send(index, to, message);
+        }
+    }
+
     /// Sets the share of messages that get lost.
     pub fn set_loss(&mut self, percent: u8) {
         self.options.loss_percent = percent;
@@ -386,6 +401,10 @@ impl Sim {
     }
 
     fn send(&mut self, from: usize, to: NodeId, message: PeerMessage) {
+        if let Some(delayed) = self.delayed.get_mut(&from) {
+            delayed.push((to, message));
+            return;
+        }
         let Some(peer) = self.hosts.iter().position(|host| host.id == to) else { return };
         if !self.hosts[peer].is_running() || !self.linked(from, peer) {
             return;

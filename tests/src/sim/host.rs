@@ -41,6 +41,8 @@ pub struct Host {
     leases: Option<lease::Durable>,
     incarnation: u64,
     containers: BTreeMap<TaskId, Container>,
+    /// How many containers were ever made here.
+    pub made: usize,
     arrivals: BTreeMap<usize, Time>,
     wake_at: Option<Time>,
 }
@@ -58,6 +60,7 @@ impl Host {
             leases: None,
             incarnation: 0,
             containers: BTreeMap::new(),
+            made: 0,
             arrivals: BTreeMap::new(),
             wake_at: None,
         }
@@ -200,6 +203,7 @@ impl Host {
         let after = Duration::from_millis(random.random_range(1..50));
         let report = match call {
             DriverCall::Prepare(plan) => {
+                self.made += usize::from(!self.containers.contains_key(&task));
                 self.containers.entry(task).or_insert(Container {
                     service: plan.service,
                     slot: plan.slot,

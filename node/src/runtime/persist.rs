@@ -1,6 +1,9 @@
 //! Carries batches to the disk in order, several in one transaction when they come faster than the disk takes them.
 
+use std::collections::BTreeSet;
+
 use shoal_control::core::{Event, PersistBatch};
+use shoal_protocol::Key;
 use tokio::sync::mpsc;
 
 use crate::disk::{Batch, Disk};
@@ -43,15 +46,49 @@ pub fn spawn(disk: Disk, reports: mpsc::Sender<Event>) -> mpsc::Sender<(u64, Per
     sender
 }
 
-/// Makes one batch of several; later ones win.
+/// Makes one batch of several; what a later one says of a key is what is kept of it.
 fn join(batches: Vec<PersistBatch>) -> Result<Batch, shoal_protocol::codec::CodecError> {
-    let mut joined = Batch::default();
+    let (mut records, mut removed) = (Vec::new(), BTreeSet::new());
+    let mut leases = None;
     for batch in batches {
-        joined.records.extend(batch.records);
-        joined.removed.extend(batch.removed);
-        if let Some(leases) = batch.leases {
-            joined.leases = Some(shoal_protocol::codec::encode(&leases)?);
+        for record in batch.records {
+            removed.remove(&record.key);
+            records.push(record);
         }
+        let gone: BTreeSet<Key> = batch.removed.into_iter().collect();
+        records.retain(|record| !gone.contains(&record.key));
+        removed.extend(gone);
+        leases = batch.leases.or(leases);
     }
-    Ok(joined)
+    Ok(Batch {
+        records,
+        removed: removed.into_iter().collect(),
+        leases: leases.as_ref().map(shoal_protocol::codec::encode).transpose()?,
+        ..Batch::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_protocol::record::Record;
+    use shoal_protocol::{NodeId, ServiceId, Stamp};
+
+    #[test]
+    fn the_last_word_on_a_key_is_kept() {
+        let (kept, gone) = (Key::Service(ServiceId(1)), Key::Service(ServiceId(2)));
+        let record = |key, seq| {
+            let stamp = Stamp { lineage: 0, epoch: 1, seq };
+            shoal_control::store::Store::seal(key, stamp, NodeId(1), None).unwrap()
+        };
+        let batch = |records: Vec<Record>, removed: Vec<Key>| PersistBatch { records, removed, leases: None };
+        let joined = join(vec![
+            batch(vec![record(gone, 1), record(kept, 2)], vec![]),
+            batch(vec![], vec![gone, kept]),
+            batch(vec![record(kept, 3)], vec![]),
+        ])
+        .unwrap();
+        assert_eq!(joined.records, [record(kept, 3)]);
+        assert_eq!(joined.removed, [gone]);
+    }
 }

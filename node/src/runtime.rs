@@ -31,7 +31,7 @@ mod persist;
 mod shells;
 
 use command::{Command, Loop};
-use member::{Happening, Member};
+use member::{Happening, Member, ShellEnded};
 use membership::Joining;
 
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
@@ -84,7 +84,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = machine::notify("READY=1") {
         tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
     }
-    while daemon.turn(&mut commands, &mut signals).await {}
+    let mut outcome = Ok(true);
+    while matches!(outcome, Ok(true)) {
+        outcome = daemon.turn(&mut commands, &mut signals).await;
+    }
     let _ = machine::notify("STOPPING=1");
     daemon.farewell().await;
     ended.cancel();
@@ -95,6 +98,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     daemon.disk.close().await;
     // Absent after an orderly end, so that whoever finds it knows that this daemon did not end so.
     let _ = std::fs::remove_file(daemon.config.data_dir.join("shoald.pid"));
+    outcome?;
     tracing::info!("ended; tasks keep running and are adopted at the next start");
     Ok(())
 }
@@ -155,12 +159,16 @@ impl Daemon {
     }
 
     /// Takes in one thing that happened. Returns whether the daemon goes on.
-    async fn turn(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> bool {
+    async fn turn(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        signals: &mut Signals,
+    ) -> Result<bool, ShellEnded> {
         match self.next(commands, signals).await {
             Input::Command(command) => self.command(command).await,
             Input::Member(happening) => {
                 if let Some(member) = &mut self.member {
-                    member.take_in(happening);
+                    member.take_in(happening)?;
                 }
             }
             Input::Joined(joined) => self.joined(*joined).await,
@@ -169,7 +177,7 @@ impl Daemon {
                     member.tick();
                 }
             }
-            Input::Terminate => return false,
+            Input::Terminate => return Ok(false),
         }
         let removed = match &mut self.member {
             Some(member) => member.perform().await,
@@ -179,7 +187,7 @@ impl Daemon {
             tracing::warn!("this node was removed from the cluster: its tasks are stopped and its membership ends");
             self.end_membership().await;
         }
-        true
+        Ok(true)
     }
 
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> Input {

@@ -34,9 +34,14 @@ pub(super) enum Happening {
     Driver(TaskId, DriverReport),
     Gossip(GossipEvent),
     PortErrors,
-    /// A shell is gone: nothing more comes from it.
-    Ended,
+    /// A shell is gone, and nothing more comes from it: this daemon cannot go on.
+    Ended(&'static str),
 }
+
+/// A part of the daemon stopped, which it never does in order: a bug, or a panic that was logged before.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon's {0} has stopped; tasks keep running and are adopted when shoald is started again")]
+pub(super) struct ShellEnded(&'static str);
 
 /// Who waits for the answer to a write.
 pub(super) enum Waiting {
@@ -87,12 +92,12 @@ impl Member {
     pub(super) async fn next(&mut self) -> Happening {
         tokio::select! {
             biased;
-            event = self.events.recv() => event.map_or(Happening::Ended, Happening::Event),
-            event = self.swarm_events.recv() => event.map_or(Happening::Ended, Happening::Swarm),
+            event = self.events.recv() => event.map_or(Happening::Ended("store"), Happening::Event),
+            event = self.swarm_events.recv() => event.map_or(Happening::Ended("swarm"), Happening::Swarm),
             report = self.driver_reports.recv() => {
-                report.map_or(Happening::Ended, |(task, report)| Happening::Driver(task, report))
+                report.map_or(Happening::Ended("agent"), |(task, report)| Happening::Driver(task, report))
             }
-            event = self.gossip_events.recv() => event.map_or(Happening::Ended, Happening::Gossip),
+            event = self.gossip_events.recv() => event.map_or(Happening::Ended("gossip"), Happening::Gossip),
             Ok(()) = self.port_errors.changed() => Happening::PortErrors,
         }
     }
@@ -105,7 +110,7 @@ impl Member {
         self.control.handle_event(event, clock::now());
     }
 
-    pub(super) fn take_in(&mut self, happening: Happening) {
+    pub(super) fn take_in(&mut self, happening: Happening) -> Result<(), ShellEnded> {
         match happening {
             Happening::Event(event) => self.handle(event),
             Happening::Swarm(event) => self.swarm_event(event),
@@ -116,8 +121,9 @@ impl Member {
                 let status = self.control.own_status().clone();
                 self.handle(Event::Status(shoal_protocol::value::NodeStatus { port_errors, ..status }));
             }
-            Happening::Ended => tracing::debug!("a shell ended"),
+            Happening::Ended(shell) => return Err(ShellEnded(shell)),
         }
+        Ok(())
     }
 
     fn swarm_event(&mut self, event: SwarmEvent) {
@@ -370,7 +376,9 @@ impl Member {
     pub(super) async fn settle(&mut self) {
         loop {
             let happening = self.next().await;
-            self.take_in(happening);
+            if self.take_in(happening).is_err() {
+                return;
+            }
             self.perform().await;
         }
     }

@@ -138,7 +138,7 @@ impl Daemon {
         }
         match token.parse::<JoinToken>() {
             Ok(token) => {
-                self.try_to_join(seeds, token, Some(reply), None);
+                self.try_to_join(Duration::ZERO, seeds, token, Some(reply), None);
                 Ok(())
             }
             Err(error) => Err((reply, MembershipError::Invalid(error.to_string()))),
@@ -155,12 +155,13 @@ impl Daemon {
         let token: JoinToken = text
             .parse()
             .map_err(|error: shoal_protocol::token::InvalidToken| MembershipError::Invalid(error.to_string()))?;
-        self.try_to_join(seeds.clone(), token, reply, Some((seeds, text.to_owned())));
+        self.try_to_join(Duration::ZERO, seeds.clone(), token, reply, Some((seeds, text.to_owned())));
         Ok(())
     }
 
     fn try_to_join(
         &mut self,
+        after: Duration,
         seeds: Vec<String>,
         token: JoinToken,
         reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
@@ -169,6 +170,7 @@ impl Daemon {
         let (sender, result) = oneshot::channel();
         let (listen, advertise) = (self.config.listen_addr, self.advertised);
         tokio::spawn(async move {
+            tokio::time::sleep(after).await;
             let key = NodeKey::generate();
             let (events, receiver) = mpsc::channel(EVENTS_MAX);
             let config = SwarmConfig { key: key.clone(), listen, advertise, membership: None, clock: wall };
@@ -207,10 +209,10 @@ impl Daemon {
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to join");
-                if let Some((seeds, token)) = joined.again {
-                    tokio::time::sleep(JOIN_AGAIN_AFTER).await;
-                    // The token was read before, so this cannot fail for a new reason.
-                    let _ = self.join(seeds, &token, None);
+                if let Some((seeds, text)) = joined.again
+                    && let Ok(token) = text.parse()
+                {
+                    self.try_to_join(JOIN_AGAIN_AFTER, seeds.clone(), token, None, Some((seeds, text)));
                 }
                 Err(MembershipError::Invalid(error))
             }

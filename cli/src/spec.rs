@@ -73,7 +73,7 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_parser = ratio, value_name = "RATIO")]
     update_max_failure_ratio: Option<f64>,
     /// Whether the old task ends before the new one starts
-    #[arg(long, value_parser = ["stop-first"], value_name = "ORDER")]
+    #[arg(long, value_parser = ["stop-first", "start-first"], value_name = "ORDER")]
     update_order: Option<String>,
     /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]

@@ -222,8 +222,8 @@ pub enum UpdateState {
 /// A slot: the task that fills it, its predecessors, and why it is empty if it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
-    /// Newest first. Those with a desired state up to running are current (two during a start-first update); the others are
-    /// history, at most [`TASK_HISTORY_MAX`].
+    /// Newest first. Those with a desired state up to running are current (two during a start-first update, three if the newer one is lost); the others are
+    /// history: at most [`TASK_HISTORY_MAX`] that have ended, and some more that still do.
     pub tasks: Vec<SlotTask>,
 }
 

@@ -315,9 +315,7 @@ fn validate_update(policy: &UpdateConfig) -> Result<(), SpecError> {
         other => return invalid(format!("unrecognized update failure action {other}")),
     }
     match policy.order.as_str() {
-        "" | "stop-first" => {}
-        // Overlapping start-first updates of a global service may leave two tasks in a slot.
-        "start-first" => return Err(SpecError::Unsupported("start-first updates are".to_owned())),
+        "" | "stop-first" | "start-first" => {}
         other => return invalid(format!("unrecognized update order {other}")),
     }
     if !(0.0..=1.0).contains(&policy.max_failure_ratio) {

@@ -44,12 +44,16 @@ pub(super) fn discard(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
     }
 }
 
-/// Forgets tasks that have gone and the oldest of a long history. What a node still runs of it, the node ends by itself.
+/// Tasks of a slot that were told to end and have not, at most. What a node still runs beyond, the node ends by itself.
+const ENDING_MAX: usize = 4 * TASK_HISTORY_MAX;
+
+/// Forgets tasks that have gone and the oldest of a long history. What still takes room on its node is remembered longer.
 pub(super) fn trim(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
     slot.tasks.retain(|task| task.desired != TaskState::Remove || !is_gone(task));
     let mut history = 0;
     slot.tasks.retain(|task| {
         history += usize::from(!is_current(task));
-        is_current(task) || history <= TASK_HISTORY_MAX
+        let limit = if is_gone(task) { TASK_HISTORY_MAX } else { ENDING_MAX };
+        is_current(task) || history <= limit
     });
 }

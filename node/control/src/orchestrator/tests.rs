@@ -592,6 +592,7 @@ enum Step {
     Availability(u128, Availability),
     Scale(u32),
     Image(bool),
+    StartFirst(bool),
     End(usize, TaskState),
     Agents,
     Pass(u64),
@@ -607,6 +608,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (1u128..5, availability).prop_map(|(node, availability)| Step::Availability(node, availability)),
         2 => (0u32..7).prop_map(Step::Scale),
         1 => any::<bool>().prop_map(Step::Image),
+        1 => any::<bool>().prop_map(Step::StartFirst),
         2 => (0usize..7, end).prop_map(|(task, state)| Step::End(task, state)),
         4 => Just(Step::Agents),
         2 => (1u64..7000).prop_map(Step::Pass),
@@ -618,7 +620,7 @@ proptest! {
     /// Whatever happens, a plan leaves nothing to do; and when it stops happening, what is wanted runs.
     #[test]
     fn plans_are_idempotent_and_converge(steps in proptest::collection::vec(any_step(), 0..60), global: bool) {
-        let (mut replicas, mut image, order) = (3, "a", "stop-first");
+        let (mut replicas, mut image, mut order) = (3, "a", "stop-first");
         let text = |replicas: u32, image: &str, order: &str| {
             let mode = if global { r#""Global":{}"#.to_owned() } else { format!(r#""Replicated":{{"Replicas":{replicas}}}"#) };
             format!(r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"{image}"}},"Resources":{{"Reservations":{{"MemoryBytes":300000000}}}}}},"Mode":{{{mode}}},"UpdateConfig":{{"Parallelism":1,"FailureAction":"continue","Order":"{order}"}}}}"#)
@@ -631,6 +633,7 @@ proptest! {
                 Step::Availability(node, availability) => world.set_availability(node, availability),
                 Step::Scale(count) => replicas = count,
                 Step::Image(new) => image = if new { "b" } else { "a" },
+                Step::StartFirst(first) => order = if first { "start-first" } else { "stop-first" },
                 Step::End(position, state) => {
                     let task = world.current().get(position).and_then(|(_, task)| Some((task.node?, task.id)));
                     if let Some(key) = task && world.reports.get(&key).is_some_and(|old| !old.state.is_terminal()) {
@@ -646,6 +649,8 @@ proptest! {
                 world.set(&spec);
             }
             world.plan();
+            // One that serves, one on a node that was lost, and one that waits for another node.
+            prop_assert!(world.slots.values().all(|slot| slot.current().count() <= 3), "{:?}", world.slots);
             for node in world.cluster.nodes.values() {
                 prop_assert!(node.usage.memory_bytes <= node.memory_bytes);
             }

@@ -172,6 +172,9 @@ impl<'a, 'w> Work<'a, 'w> {
     }
 
     fn tend(&mut self, name: SlotName, slot: &mut Slot) {
+        if let Some(position) = head(slot) {
+            self.retire(slot, position, |work, task| work.must_leave(task).is_some());
+        }
         match head(slot) {
             None => {
                 if !self.is_finished(slot) && !self.is_stopping(slot) {
@@ -203,6 +206,7 @@ impl<'a, 'w> Work<'a, 'w> {
         let elder = slot.tasks[position + 1..].iter().find(|task| is_current(task)).cloned();
         if let Some(elder) = elder
             && !self.is_lost(&elder)
+            && self.must_leave(&elder).is_none()
             && self.desired.is_run_by(&elder)
             && !self.state(&elder).is_some_and(TaskState::is_terminal)
         {
@@ -239,7 +243,8 @@ impl<'a, 'w> Work<'a, 'w> {
             state => {
                 if self.is_lost(task) {
                     if matches!(name, SlotName::Replica(_)) {
-                        self.replace(name, slot, "its node failed", Until::Placed);
+                        let until = if self.must_leave(task).is_some() { Until::Now } else { Until::Placed };
+                        self.replace(name, slot, "its node failed", until);
                     }
                 } else if let Some(reason) = self.must_leave(task) {
                     self.replace(name, slot, reason, Until::Now);
@@ -348,8 +353,8 @@ impl<'a, 'w> Work<'a, 'w> {
         for task in slot.tasks[position + 1..].iter_mut().filter(|task| is_current(task)) {
             if which(self, task) {
                 let state = self.state(task);
-                let note = if self.is_lost(task) { "its node failed" } else { "" };
-                self.shut_down(task, state, note);
+                let reason = if self.is_lost(task) { Some("its node failed") } else { self.must_leave(task) };
+                self.shut_down(task, state, reason.unwrap_or_default());
             }
         }
     }
@@ -459,6 +464,7 @@ impl<'a, 'w> Work<'a, 'w> {
 
     fn start_update(&mut self, name: SlotName, slot: &mut Slot) {
         if self.policy.order == "start-first" {
+            self.keep_one(slot);
             self.fill(name, slot);
             return;
         }
@@ -467,6 +473,21 @@ impl<'a, 'w> Work<'a, 'w> {
         }
         if !self.is_stopping(slot) {
             self.fill(name, slot);
+        }
+    }
+
+    /// Ends all tasks but one that serves, until the next runs: updates that overtake each other must not pile them up.
+    fn keep_one(&mut self, slot: &mut Slot) {
+        let serves = |task: &SlotTask| {
+            let runs = self.state(task) == Some(TaskState::Running) && !self.is_lost(task);
+            is_current(task) && runs && self.must_leave(task).is_none()
+        };
+        let kept = slot.tasks.iter().position(serves);
+        for (position, task) in slot.tasks.iter_mut().enumerate() {
+            if Some(position) != kept && is_current(task) {
+                let state = self.state(task);
+                self.shut_down(task, state, "");
+            }
         }
     }
 

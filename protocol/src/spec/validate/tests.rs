@@ -34,7 +34,7 @@ fn what_is_acted_on_passes() {
         r#"{"TaskTemplate":{"Placement":{"Constraints":["node.role == worker"],"MaxReplicas":2}}}"#,
         r#"{"TaskTemplate":{"RestartPolicy":{"Condition":"on-failure","Delay":1,"MaxAttempts":3}}}"#,
         r#"{"Mode":{"Replicated":null,"Global":{}}}"#,
-        r#"{"UpdateConfig":{"Parallelism":0,"FailureAction":"continue","Order":"stop-first","MaxFailureRatio":0.5}}"#,
+        r#"{"UpdateConfig":{"Parallelism":0,"FailureAction":"continue","Order":"start-first","MaxFailureRatio":0.5}}"#,
         r#"{"RollbackConfig":{"Parallelism":1,"FailureAction":"pause","MaxFailureRatio":0,"Order":"stop-first"}}"#,
         r#"{"EndpointSpec":{"Mode":"dnsrr","Ports":[{"TargetPort":80,"PublishedPort":8080,"PublishMode":"host"}]}}"#,
         r#"{"Name":"st_web"}"#,

@@ -101,6 +101,8 @@ pub struct LogQuery {
     pub tail: Option<usize>,
     /// Lines not older than this.
     pub since: Option<WallTime>,
+    /// Whether to go on with what is written later, until the container has ended.
+    pub follow: bool,
 }
 
 /// Runs containers. Implementations keep no state that a restart of the daemon would lose: what exists is found again by
@@ -135,7 +137,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Lists the containers of this node of this cluster.
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
 
-    /// Returns what a task has written so far, oldest first, as long as its container exists.
+    /// Returns what a task has written so far, oldest first, as long as its container exists; and what it writes from then on
+    /// if the query asks for it.
     async fn logs(
         &self,
         task: TaskId,

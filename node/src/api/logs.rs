@@ -1,5 +1,8 @@
 //! What tasks have written, from whichever nodes they ran on.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -7,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream;
 use serde::Deserialize;
-use shoal_protocol::{NodeId, WallTime};
+use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
 
 use super::frames::{self, Frames};
 use super::query::is_on;
@@ -21,6 +24,8 @@ const FORWARDED: &str = "x-shoal-forwarded";
 const TASKS_MAX: usize = 1000;
 /// Nodes that are asked at the same time.
 const ASKED_AT_ONCE: usize = 16;
+/// How often new tasks are looked for while a service is followed.
+const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
 /// Parameters of Docker's `logs` calls.
 #[derive(Debug, Deserialize)]
@@ -46,9 +51,6 @@ struct Wanted {
 
 impl Wanted {
     fn parse(query: &LogsQuery) -> Result<Self, ApiError> {
-        if is_on(query.follow.as_deref()) {
-            return Err(ApiError::unsupported("follow"));
-        }
         let (stdout, stderr) = (is_on(query.stdout.as_deref()), is_on(query.stderr.as_deref()));
         if !stdout && !stderr {
             return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
@@ -63,7 +65,7 @@ impl Wanted {
             stderr,
             timestamps: is_on(query.timestamps.as_deref()),
             details: is_on(query.details.as_deref()),
-            query: LogQuery { tail, since: since.filter(|since| since.0 > 0) },
+            query: LogQuery { tail, since: since.filter(|since| since.0 > 0), follow: is_on(query.follow.as_deref()) },
         })
     }
 
@@ -71,7 +73,8 @@ impl Wanted {
     fn to_query(self) -> String {
         let since = self.query.since.unwrap_or_default().0;
         format!(
-            "stdout={}&stderr={}&timestamps={}&details={}&since={}.{:09}&tail={}",
+            "follow={}&stdout={}&stderr={}&timestamps={}&details={}&since={}.{:09}&tail={}",
+            u8::from(self.query.follow),
             u8::from(self.stdout),
             u8::from(self.stderr),
             u8::from(self.timestamps),
@@ -119,29 +122,62 @@ pub(super) async fn of_service(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::parse(&query)?;
     let (_, service) = api.service(&name, false).await?;
-    let pick = PickTasks::Of { services: vec![service.id.to_string()], nodes: Vec::new() };
-    let mut snapshot = api.backend.snapshot(Want { tasks: pick, ..Want::default() }).await?;
-    snapshot.tasks.retain(|task| task.task.node.is_some());
-    snapshot.tasks.sort_by_key(|task| std::cmp::Reverse(task.task.created));
-    snapshot.tasks.truncate(TASKS_MAX);
-    let me = snapshot.me;
-    let outputs: Vec<Frames> = stream::iter(snapshot.tasks)
-        .map(|task| {
-            let api = api.clone();
-            async move {
-                match api.output(me, &task, wanted).await {
+    let mut search = Search { api, service: service.id, wanted, seen: BTreeSet::new() };
+    let first = search.outputs().await?;
+    if !wanted.query.follow {
+        return Ok(answer(stream::select_all(first).boxed()));
+    }
+    // Tasks come and go while their service is followed. What a new one has written from its start is all new.
+    search.wanted.query.tail = None;
+    let later = stream::unfold(search, |mut search| async move {
+        tokio::time::sleep(SEARCH_EVERY).await;
+        match search.outputs().await {
+            Ok(outputs) => Some((outputs, search)),
+            Err(_) => None, // the service is gone, or this node is no member any more
+        }
+    });
+    let outputs = stream::iter(first).chain(later.flat_map(stream::iter));
+    Ok(answer(outputs.flatten_unordered(TASKS_MAX).boxed()))
+}
+
+/// Looks for tasks of a service whose output is not in the answer yet.
+struct Search {
+    api: Api,
+    service: ServiceId,
+    wanted: Wanted,
+    seen: BTreeSet<TaskId>,
+}
+
+impl Search {
+    /// Returns the output of tasks that were not seen before.
+    async fn outputs(&mut self) -> Result<Vec<Frames>, ApiError> {
+        let (_, service) = self.api.service(&self.service.to_string(), false).await?;
+        let pick = PickTasks::Of { services: vec![service.id.to_string()], nodes: Vec::new() };
+        let mut snapshot = self.api.backend.snapshot(Want { tasks: pick, ..Want::default() }).await?;
+        let listed: BTreeSet<TaskId> = snapshot.tasks.iter().map(|task| task.task.id).collect();
+        self.seen.retain(|task| listed.contains(task));
+        snapshot.tasks.retain(|task| task.task.node.is_some() && !self.seen.contains(&task.task.id));
+        snapshot.tasks.sort_by_key(|task| std::cmp::Reverse(task.task.created));
+        snapshot.tasks.truncate(TASKS_MAX);
+        let (api, me, wanted) = (&self.api, snapshot.me, self.wanted);
+        let outputs: Vec<(TaskId, Option<Frames>)> = stream::iter(snapshot.tasks)
+            .map(|task| async move {
+                let output = match api.output(me, &task, wanted).await {
                     Ok(output) => Some(output),
-                    // The container is gone, and its output with it: what is there is all there is.
+                    // There is no container yet, or none any more, and its output is gone with it.
                     Err(error) if error.status == StatusCode::NOT_FOUND => None,
                     Err(error) => Some(missing(&task, &error.message)),
-                }
-            }
-        })
-        .buffer_unordered(ASKED_AT_ONCE)
-        .filter_map(std::future::ready)
-        .collect()
-        .await;
-    Ok(answer(stream::select_all(outputs).boxed()))
+                };
+                (task.task.id, output)
+            })
+            .buffer_unordered(ASKED_AT_ONCE)
+            .collect()
+            .await;
+        let found: BTreeMap<TaskId, Frames> =
+            outputs.into_iter().filter_map(|(task, output)| Some((task, output?))).collect();
+        self.seen.extend(found.keys());
+        Ok(found.into_values().collect())
+    }
 }
 
 impl Api {
@@ -258,8 +294,8 @@ mod tests {
             stderr: false,
             timestamps: true,
             details: false,
-            query: LogQuery { tail: Some(3), since: Some(WallTime(1_500_000_000)) },
+            query: LogQuery { tail: Some(3), since: Some(WallTime(1_500_000_000)), follow: true },
         };
-        assert_eq!(wanted.to_query(), "stdout=1&stderr=0&timestamps=1&details=0&since=1.500000000&tail=3");
+        assert_eq!(wanted.to_query(), "follow=1&stdout=1&stderr=0&timestamps=1&details=0&since=1.500000000&tail=3");
     }
 }

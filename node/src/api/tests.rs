@@ -52,6 +52,8 @@ struct Fake {
     writes: Mutex<Vec<Write>>,
     refusal: Mutex<Option<WriteError>>,
     loaded: Mutex<Vec<Vec<u8>>>,
+    /// Whose output was asked for.
+    read: Mutex<Vec<TaskId>>,
 }
 
 fn put(store: &mut Store, key: Key, value: &value::Value) {
@@ -154,6 +156,7 @@ impl Fake {
             writes: Mutex::default(),
             refusal: Mutex::default(),
             loaded: Mutex::default(),
+            read: Mutex::default(),
         }
     }
 
@@ -235,7 +238,8 @@ impl Backend for Fake {
         Ok(Written { index: 4, warnings: Vec::new() })
     }
 
-    async fn logs(&self, _: TaskId, _: LogQuery) -> Result<LogLines, DriverError> {
+    async fn logs(&self, task: TaskId, _: LogQuery) -> Result<LogLines, DriverError> {
+        self.read.lock().unwrap().push(task);
         Ok(stream::iter([line("hello\n", LogStream::Stdout), line("oops\n", LogStream::Stderr)]).boxed())
     }
 

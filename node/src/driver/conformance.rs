@@ -52,6 +52,7 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.force().await.context("stopping by force")?;
     suite.removing().await.context("removing")?;
     suite.output().await.context("output")?;
+    suite.following().await.context("following")?;
     suite.environment().await.context("environment")?;
     suite.limits().await.context("limits")?;
     suite.leftovers().await.context("what is left")?;
@@ -228,15 +229,32 @@ impl Suite<'_> {
         ensure!(lines.iter().all(|line| line.time.0 + slack >= before.0), "{lines:?}");
 
         for (tail, want) in [(0, 0), (1, 1), (2, 2), (100, 4)] {
-            let lines = self.lines(&plan, LogQuery { tail: Some(tail), since: None }).await?;
+            let lines = self.lines(&plan, LogQuery { tail: Some(tail), ..LogQuery::default() }).await?;
             ensure!(lines.len() == want, "the last {tail} of 4 lines are not {lines:?}");
             ensure!(tail == 0 || lines.last().is_some_and(|line| &line.bytes[..] == b"four\n"), "{lines:?}");
         }
         let last = lines.iter().map(|line| line.time).max().unwrap_or_default();
-        let recent = self.lines(&plan, LogQuery { tail: None, since: Some(last) }).await?;
+        let recent = self.lines(&plan, LogQuery { since: Some(last), ..LogQuery::default() }).await?;
         ensure!(text(&recent, LogStream::Stdout) == ["four"] && recent.len() == 1, "since: {recent:?}");
         let later = WallTime(last.0 + 60_000_000_000);
-        ensure!(self.lines(&plan, LogQuery { tail: None, since: Some(later) }).await?.is_empty());
+        ensure!(self.lines(&plan, LogQuery { since: Some(later), ..LogQuery::default() }).await?.is_empty());
+        self.remove(&plan).await
+    }
+
+    async fn following(&self) -> anyhow::Result<()> {
+        let plan = self.plan("echo one; sleep 1.1; echo two; sleep 600");
+        self.start(&plan).await?;
+        self.wait_for_line(&plan, "one").await?;
+        let query = LogQuery { tail: Some(1), follow: true, ..LogQuery::default() };
+        let mut lines = within(self.driver.logs(plan.task, query)).await?;
+        for want in ["one", "two"] {
+            let line = tokio::time::timeout(CALL_MAX, lines.next()).await?.context("the output ended early")??;
+            ensure!(text(std::slice::from_ref(&line), LogStream::Stdout) == [want], "{line:?} is not {want}");
+        }
+        within(self.driver.stop(plan.task)).await?;
+        let end =
+            tokio::time::timeout(CALL_MAX, lines.next()).await.context("the end of a container ends its output")?;
+        ensure!(end.is_none(), "{end:?} was never written");
         self.remove(&plan).await
     }
 

@@ -20,13 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::{ClusterId, NodeId, TaskId};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
@@ -51,8 +50,6 @@ pub mod subnet;
 const START_MAX: Duration = Duration::from_secs(30);
 /// How long the kernel may take to end what was killed.
 const KILL_MAX: Duration = Duration::from_secs(10);
-/// Lines of output that wait for their reader; then reading the files waits.
-const LOG_LINES_QUEUED: usize = 256;
 /// Exit code of a container whose supervisor was lost: as if killed, which it was.
 const LOST_CODE: i32 = 137;
 
@@ -307,19 +304,10 @@ impl Driver for EmbeddedDriver {
         query: LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, DriverError>>, DriverError> {
         let (directory, _) = self.bundle(task)?;
-        let (sender, mut receiver) = mpsc::channel(LOG_LINES_QUEUED);
-        tokio::task::spawn_blocking(move || match logs::open(&directory.0, query) {
-            Ok(lines) => {
-                for line in lines {
-                    // The reader has gone.
-                    if sender.blocking_send(Ok(line)).is_err() {
-                        return;
-                    }
-                }
-            }
-            Err(error) => drop(sender.blocking_send(Err(failed("failed to read output")(error)))),
-        });
-        Ok(stream::poll_fn(move |context| receiver.poll_recv(context)).boxed())
+        let path = directory.0.clone();
+        let has_ended = move || !matches!(look(&directory), Ok(Life::Created | Life::Running(_)));
+        let lines = logs::stream(path, query, has_ended).await.map_err(failed("failed to read output"))?;
+        Ok(lines.map(|line| line.map_err(failed("failed to read output"))).boxed())
     }
 
     async fn load_image(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError> {

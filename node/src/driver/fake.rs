@@ -9,21 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, watch};
 
-use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery, LogStream};
+use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
+use output::Output;
 use script::{Process, Signal};
 
 mod archive;
+mod output;
 mod script;
-
-/// Lines of output that a container keeps; older ones are dropped.
-pub const LOG_LINES_MAX: usize = 1_000;
 
 /// Bytes of an image archive at most; larger ones are refused.
 pub const ARCHIVE_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -92,7 +90,7 @@ struct Container {
     running: Option<Running>,
     signals: Option<mpsc::Sender<Signal>>,
     exit: watch::Sender<Option<Exit>>,
-    output: Arc<Mutex<Vec<LogLine>>>,
+    output: Arc<Mutex<Output>>,
 }
 
 impl FakeDriver {
@@ -290,12 +288,10 @@ impl Driver for FakeDriver {
         task: TaskId,
         query: LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, DriverError>>, DriverError> {
-        let output = Arc::clone(&self.lock().containers.get(&task).ok_or(DriverError::NoSuchTask(task))?.output);
-        let lines = output.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = query.since.unwrap_or_default();
-        let lines: Vec<LogLine> = lines.iter().filter(|line| line.time >= since).cloned().collect();
-        let skipped = query.tail.map_or(0, |tail| lines.len().saturating_sub(tail));
-        Ok(stream::iter(lines.into_iter().skip(skipped).map(Ok)).boxed())
+        let engine = self.lock();
+        let container = engine.containers.get(&task).ok_or(DriverError::NoSuchTask(task))?;
+        let (output, exit) = (Arc::clone(&container.output), container.exit.subscribe());
+        Ok(output::stream(output, exit, query))
     }
 
     async fn load_image(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError> {
@@ -364,18 +360,10 @@ impl Container {
         self.exit.send_replace(None);
         let (exit, output) = (self.exit.clone(), Arc::clone(&self.output));
         tokio::spawn(async move {
-            let code = process.run(|stream, text| keep(&output, stream, text)).await;
+            let code = process.run(|stream, text| output::keep(&output, stream, text)).await;
             exit.send_replace(Some(Exit { code, error: String::new() }));
         });
     }
-}
-
-fn keep(output: &Mutex<Vec<LogLine>>, stream: LogStream, text: String) {
-    let mut lines = output.lock().unwrap_or_else(PoisonError::into_inner);
-    if lines.len() == LOG_LINES_MAX {
-        lines.remove(0);
-    }
-    lines.push(LogLine { stream, time: wall_now(), bytes: Bytes::from(text + "\n") });
 }
 
 fn wall_now() -> WallTime {

@@ -21,8 +21,8 @@ const PIECE_BYTES_MAX: usize = 4 << 20;
 /// Flags of `service logs`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsArgs {
-    /// Not supported yet
-    #[arg(short, long, hide = true)]
+    /// Go on with what is written from now on, by new tasks too
+    #[arg(short, long)]
     follow: bool,
     /// Print the output alone, without the task before each line
     #[arg(long)]
@@ -75,9 +75,6 @@ fn since(text: &str) -> Result<String, String> {
 
 /// Prints what tasks have written.
 pub(crate) async fn run(client: &Client, args: LogsArgs) -> Result<(), CliError> {
-    if args.follow {
-        return Err(CliError::Misused("--follow (-f) is not supported yet".to_owned()));
-    }
     let path = match client.get::<Service>(&format!("/services/{}", escape(&args.name))).await {
         Ok(service) => format!("/services/{}/logs", escape(&service.id)),
         Err(error) if error.is_not_found() => {
@@ -92,7 +89,8 @@ pub(crate) async fn run(client: &Client, args: LogsArgs) -> Result<(), CliError>
         Err(error) => return Err(error),
     };
     let query = format!(
-        "?stdout=1&stderr=1&details={}&timestamps={}&tail={}&since={}",
+        "?follow={}&stdout=1&stderr=1&details={}&timestamps={}&tail={}&since={}",
+        u8::from(args.follow),
         u8::from(!args.raw),
         u8::from(args.timestamps),
         args.tail,

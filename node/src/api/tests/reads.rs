@@ -168,6 +168,31 @@ async fn output_is_collected_from_every_node() {
 }
 
 #[tokio::test]
+async fn following_goes_on_with_new_tasks_until_the_service_is_gone() {
+    let server = Server::start(Fake { other_is: NodeState::Ready, ..Fake::new() });
+    let was_read = async |task: TaskId| {
+        while !server.fake.read.lock().unwrap().contains(&task) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let changes = async {
+        was_read(TaskId(10_000_001)).await;
+        slot(&mut server.fake.store.lock().unwrap(), WEB, 4, Some(ME), Some(TaskState::Running));
+        was_read(TaskId(10_000_004)).await;
+        let stamp = Stamp { lineage: 0, epoch: 9, seq: 1 };
+        server.fake.store.lock().unwrap().put(Key::Service(WEB), stamp, ME, None).unwrap();
+    };
+    let request = server.send(Method::GET, "/services/web/logs?stdout=1&details=1&follow=1", "");
+    let ((status, body), ()) = tokio::join!(request, changes);
+    assert_eq!(status, StatusCode::OK);
+    let text = String::from_utf8_lossy(&body);
+    assert_eq!(text.matches(" hello\n").count(), 2, "{text}");
+    for part in [TaskId(10_000_001).to_string(), TaskId(10_000_004).to_string(), "far \n".to_owned()] {
+        assert_eq!(text.matches(&part).count(), 1, "{part}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn workers_read_but_do_not_see_tokens() {
     let server = Server::start(Fake { role: Role::Worker, ..Fake::new() });
     assert_eq!(server.get("/services").await[0]["Spec"]["Name"], "web");
@@ -200,7 +225,6 @@ async fn what_is_not_there_is_refused_in_dockers_words() {
         (Method::GET, "/v1.99/info", 400, "client version 1.99 is too new. Maximum supported API version is 1.50"),
         (Method::GET, "/networks", 501, "network is not supported yet (GET /networks)"),
         (Method::POST, "/v1.41/secrets/create", 501, "secret is not supported yet (POST /secrets/create)"),
-        (Method::GET, "/services/web/logs?stdout=1&follow=1", 501, "follow is not supported yet"),
         (Method::GET, "/distribution/lab/web:1/json", 501, "asking a registry about lab/web:1 is not supported yet"),
         (Method::GET, "/services?filters=%7B%22colour%22:%7B%22red%22:true%7D%7D", 400, "invalid filter 'colour'"),
         (Method::DELETE, "/images/lab/web:1", 404, "No such image: lab/web:1 on n1"),

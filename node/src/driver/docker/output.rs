@@ -11,14 +11,20 @@ use crate::driver::{DriverError, LogLine, LogQuery, LogStream};
 
 /// Streams the lines that a query asks for.
 pub(super) fn lines(docker: Docker, id: String, query: LogQuery) -> BoxStream<'static, Result<LogLine, DriverError>> {
-    if query.tail == Some(0) {
+    if query.tail == Some(0) && !query.follow {
         return stream::empty().boxed();
     }
     let since = query.since.unwrap_or_default();
     let since_secs = i32::try_from(since.0 / 1_000_000_000).unwrap_or(i32::MAX); // the rest is compared here
     let tail = query.tail.map_or_else(|| "all".to_owned(), |tail| tail.to_string());
-    let options =
-        LogsOptionsBuilder::new().stdout(true).stderr(true).timestamps(true).since(since_secs).tail(&tail).build();
+    let options = LogsOptionsBuilder::new()
+        .stdout(true)
+        .stderr(true)
+        .timestamps(true)
+        .since(since_secs)
+        .tail(&tail)
+        .follow(query.follow)
+        .build();
     let frames = docker.logs(&id, Some(options)).boxed();
     frames
         .filter_map(move |frame| async move {

@@ -40,7 +40,7 @@ pub(crate) fn placement(printer: &Printer) -> Result<()> {
     for line in printed.lines() {
         let Some(value) = line.strip_suffix(" a second").and_then(|line| line.rsplit(' ').next()) else { continue };
         let what = line.split(':').next().unwrap_or_default().replace(' ', "-");
-        printer.figure(&format!("placement-{what}"), value.parse().with_context(|| line.to_owned())?, "per s", 1);
+        printer.figure(&format!("placement-{what}"), value.parse().with_context(|| line.to_owned())?, "per s", 1, None);
         figures += 1;
     }
     ensure!(figures > 0, "the example printed no figure: {printed}");
@@ -55,7 +55,7 @@ pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
         let name = format!("assign-{round}");
         let start = Instant::now();
         create(&lab, &name, 10, &[])?;
-        let path = format!("/tasks?filters={}", encoded(&json!({"service": {&name: true}}).to_string()));
+        let path = format!("/tasks?filters={}", http::encoded(&json!({"service": {&name: true}}).to_string()));
         loop {
             let tasks = get(&lab, &path)?;
             let tasks = tasks.as_array().context("tasks are not a list")?;
@@ -68,8 +68,8 @@ pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
         took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
         remove(&lab, &name)?;
     }
-    printer.spread("assign-10", &took_ms, "ms");
-    printer.spread("fsync", &fsyncs_ms(&lab)?, "ms");
+    printer.spread("assign-10", &took_ms, "ms", &[]);
+    printer.spread("fsync", &fsyncs_ms(&lab)?, "ms", &[]);
     Ok(())
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
         get(&lab, "/services?status=true")?;
         took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
     }
-    printer.spread("ls-1000", &took_ms, "ms");
+    printer.spread("ls-1000", &took_ms, "ms", &[]);
     Ok(())
 }
 
@@ -113,15 +113,6 @@ fn get(lab: &Lab, path: &str) -> Result<Value> {
     let answer = http::unix(&lab.node(1).socket(), "GET", path, "", API_WAIT)?;
     ensure!(answer.status == 200, "{path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
     serde_json::from_slice(&answer.body).with_context(|| format!("{path}: not JSON"))
-}
-
-/// Percent-encodes everything but letters and digits.
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 /// Measures appending 4 kB to a file and syncing it, where node 1 keeps its data.

@@ -41,10 +41,10 @@ pub(crate) fn idle(printer: &Printer, args: &LabArgs) -> Result<()> {
     };
     let percent: Vec<f64> = per_second(|usage| usage.cpu_s).iter().map(|share| share * 100.0).collect();
     let kilo = |rates: Vec<f64>| -> Vec<f64> { rates.iter().map(|rate| rate / 1000.0).collect() };
-    printer.spread("idle-rss", &means, "MB");
-    printer.spread("idle-cpu", &percent, "% of a core");
-    printer.spread("idle-received", &kilo(per_second(|usage| usage.received)), "kB/s");
-    printer.spread("idle-sent", &kilo(per_second(|usage| usage.sent)), "kB/s");
+    printer.spread("idle-rss", &means, "MB", &[]);
+    printer.spread("idle-cpu", &percent, "% of a core", &[]);
+    printer.spread("idle-received", &kilo(per_second(|usage| usage.received)), "kB/s", &[]);
+    printer.spread("idle-sent", &kilo(per_second(|usage| usage.sent)), "kB/s", &[]);
     Ok(())
 }
 

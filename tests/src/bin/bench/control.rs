@@ -26,8 +26,9 @@ const ASSIGN_ROUNDS: usize = 20;
 /// Listings.
 const LS_ROUNDS: usize = 50;
 
-/// Tasks in the cluster while listing.
-const LS_TASKS: usize = 1000;
+/// Services while listing, and tasks of each: a thousand together.
+const LS_SERVICES: usize = 10;
+const LS_TASKS_EACH: usize = 100;
 
 /// Measures the pure scheduler by its example, which ends each line with so many `a second`.
 pub(crate) fn placement(printer: &Printer) -> Result<()> {
@@ -73,18 +74,24 @@ pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
     Ok(())
 }
 
-/// Measures `GET /services?status=true` while the cluster has a thousand tasks, none of which can be placed.
+/// Measures `GET /services?status=true`, which `service ls` is, while the cluster has a thousand tasks in ten services. None
+/// can be placed: so many containers would measure the machine.
 pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
     let lab = five_nodes(args)?;
-    create(&lab, "many", LS_TASKS, &["node.labels.nowhere==true"])?;
+    for service in 0..LS_SERVICES {
+        create(&lab, &format!("many-{service}"), LS_TASKS_EACH, &["node.labels.nowhere==true"])?;
+    }
     wait_until("a thousand tasks are listed", API_WAIT, || {
-        Ok(get(&lab, "/tasks")?.as_array().is_some_and(|tasks| tasks.len() >= LS_TASKS))
+        Ok(get(&lab, "/tasks")?.as_array().is_some_and(|tasks| tasks.len() == LS_SERVICES * LS_TASKS_EACH))
     })?;
     let mut took_ms = Vec::new();
     for _ in 0..LS_ROUNDS {
         let start = Instant::now();
-        get(&lab, "/services?status=true")?;
+        let services = get(&lab, "/services?status=true")?;
         took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+        let desired = |service: &Value| service["ServiceStatus"]["DesiredTasks"].as_u64() == Some(LS_TASKS_EACH as u64);
+        let all = services.as_array().context("services are not a list")?;
+        ensure!(all.len() == LS_SERVICES && all.iter().all(desired), "not all services were counted: {services}");
     }
     printer.spread("ls-1000", &took_ms, "ms", &[]);
     Ok(())

@@ -27,7 +27,9 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(shoal_node::runtime::run(config));
+            // In a worker: this thread would have to be woken for every event, which costs an idle daemon most.
+            let ended = runtime.block_on(runtime.spawn(shoal_node::runtime::run(config)));
+            let result = ended.unwrap_or_else(|error| Err(anyhow::Error::new(error).context("the daemon broke off")));
             // What still runs in the background are reads and transfers of others; none of them keeps a promise.
             runtime.shutdown_background();
             result

@@ -24,6 +24,7 @@ use crate::disk::{self, Disk, Loaded};
 pub mod backend;
 pub mod clock;
 pub mod command;
+mod health;
 pub mod machine;
 mod member;
 mod membership;
@@ -31,6 +32,7 @@ mod persist;
 mod shells;
 
 use command::{Command, Loop};
+use health::HealthMetrics;
 use member::{Happening, Member, ShellEnded};
 use membership::Joining;
 
@@ -46,6 +48,7 @@ struct Daemon {
     incarnation: u64,
     settings: BTreeMap<String, String>,
     router: axum::Router,
+    health: HealthMetrics,
     member: Option<Member>,
     joining: Option<Joining>,
 }
@@ -68,7 +71,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let (api_loop, mut commands) = Loop::new();
     let sockets = config.hosts.iter().map(|host| Socket::bind(&host.0)).collect::<Result<Vec<_>, _>>()?;
-    let metrics = Arc::new(Metrics::new(Registry::default()));
+    let mut registry = Registry::default();
+    let health = HealthMetrics::register(&mut registry);
+    let metrics = Arc::new(Metrics::new(registry));
     let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised));
     let router = api::router(Arc::new(backend), metrics);
     let ended = CancellationToken::new();
@@ -79,7 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::start(config, advertised, disk, loaded, router).await?;
+    let mut daemon = Daemon::start(config, advertised, disk, loaded, router, health).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
         tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
@@ -124,10 +129,12 @@ impl Daemon {
         disk: Disk,
         loaded: Loaded,
         router: axum::Router,
+        health: HealthMetrics,
     ) -> anyhow::Result<Self> {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
-        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, member: None, joining: None };
+        let (member, joining) = (None, None);
+        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, health, member, joining };
         let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
         if loaded.cluster.is_some() {
             if asked_for_cluster {

@@ -56,6 +56,15 @@ pub fn unix(socket: &Path, method: &str, path: &str, body: &str, limit: Duration
     read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
 }
 
+/// Percent-encodes everything but letters and digits, for a query.
+pub fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
 fn left(deadline: Instant) -> Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(anyhow!("no answer in time")) } else { Ok(left) }
@@ -81,18 +90,38 @@ fn parse(bytes: &[u8]) -> Result<Answer> {
     let head = std::str::from_utf8(&bytes[..end]).context("headers are not text")?;
     let (line, headers) = head.split_once("\r\n").unwrap_or((head, ""));
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("answer has no status")?;
+    let header = |wanted: &str| {
+        let mut headers = headers.lines().filter_map(|header| header.split_once(':'));
+        headers.find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim()))
+    };
+    if header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        return Ok(Answer { status, body: unchunk(&bytes[end + 4..])? });
+    }
     let body = bytes[end + 4..].to_vec();
-    let length = headers
-        .lines()
-        .filter_map(|header| header.split_once(':'))
-        .find_map(|(name, value)| name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>()));
-    if let Some(length) = length {
-        let length = length.context("length is not a number")?;
+    if let Some(length) = header("content-length") {
+        let length: usize = length.parse().context("length is not a number")?;
         if body.len() != length {
             bail!("answer was cut: {} of {length} bytes", body.len());
         }
     }
     Ok(Answer { status, body })
+}
+
+/// Joins the chunks of a body. Source: RFC 9112, section 7.1.
+fn unchunk(mut bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes.windows(2).position(|window| window == b"\r\n").context("answer was cut in a chunk's head")?;
+        let head = std::str::from_utf8(&bytes[..end]).context("a chunk's head is not text")?;
+        let digits = head.split(';').next().unwrap_or_default().trim();
+        let length = usize::from_str_radix(digits, 16).with_context(|| format!("a chunk of '{digits}' bytes"))?;
+        if length == 0 {
+            return Ok(body);
+        }
+        let rest = &bytes[end + 2..];
+        body.extend_from_slice(rest.get(..length).context("answer was cut in a chunk")?);
+        bytes = rest.get(length + 2..).context("answer was cut after a chunk")?;
+    }
 }
 
 /// Runs `work` in a thread of its own that is inside the network namespace at `path`, or in this one if there is none.
@@ -131,5 +160,13 @@ mod tests {
         assert_eq!(answer.status, 200);
         assert_eq!(answer.fields()["Slot"], "2");
         assert!(parse(b"HTTP/1.1 200 OK\r\n").is_err());
+    }
+
+    #[test]
+    fn chunks_are_joined() {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let answer = parse(format!("{head}4\r\nTask\r\n5;x=y\r\n: abc\r\n0\r\n\r\n").as_bytes()).unwrap();
+        assert_eq!(answer.body, b"Task: abc");
+        assert!(parse(format!("{head}4\r\nTa").as_bytes()).is_err());
     }
 }

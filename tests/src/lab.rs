@@ -18,8 +18,8 @@ use crate::http::{self, Answer};
 use crate::shoal::text;
 use crate::wait::wait_until;
 
-mod engine;
-mod network;
+pub mod engine;
+pub mod network;
 pub mod node;
 pub mod process;
 
@@ -158,7 +158,7 @@ impl Lab {
             fs::create_dir_all(node.data_dir())?;
         }
         if lab.config.layout == Layout::Namespaces {
-            network::up(lab.config.nodes)?;
+            network::SHOAL.up(lab.config.nodes)?;
         }
         engine::up(&lab)?;
         Ok(lab)
@@ -234,7 +234,7 @@ impl Lab {
     /// Returns the network namespace from which clients come: the switch, which no cut cable isolates.
     pub fn client_namespace(&self) -> Option<PathBuf> {
         match self.config.layout {
-            Layout::Namespaces => Some(http::namespace_path(network::SWITCH)),
+            Layout::Namespaces => Some(http::namespace_path(&network::SHOAL.switch())),
             Layout::Loopback => None,
         }
     }
@@ -243,8 +243,8 @@ impl Lab {
     pub fn cut(&self, nodes: &[usize]) -> Result<()> {
         self.need_cables()?;
         match nodes {
-            [index] => network::unplug(*index),
-            several => several.iter().try_for_each(|index| network::plug(*index, network::Side::Second)),
+            [index] => network::SHOAL.unplug(*index),
+            several => several.iter().try_for_each(|index| network::SHOAL.plug(*index, network::Side::Second)),
         }
     }
 
@@ -253,7 +253,7 @@ impl Lab {
         self.need_cables()?;
         let all: Vec<usize> = (1..=self.config.nodes).collect();
         let nodes = if nodes.is_empty() { &all[..] } else { nodes };
-        nodes.iter().try_for_each(|index| network::plug(*index, network::Side::First))
+        nodes.iter().try_for_each(|index| network::SHOAL.plug(*index, network::Side::First))
     }
 
     fn need_cables(&self) -> Result<()> {
@@ -274,7 +274,7 @@ impl Lab {
         }
         results.push(engine::down(self));
         if self.config.layout == Layout::Namespaces {
-            results.push(network::down());
+            results.push(network::SHOAL.down());
         }
         for node in self.nodes() {
             results.push(node.remove_traces());
@@ -347,9 +347,8 @@ impl Lab {
 
 /// Returns the address of node `index` in a layout.
 fn address(layout: Layout, index: usize) -> IpAddr {
-    let last = u8::try_from(index).unwrap_or(u8::MAX);
     match layout {
-        Layout::Namespaces => IpAddr::V4(Ipv4Addr::new(10, 78, 0, last)),
-        Layout::Loopback => IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)),
+        Layout::Namespaces => IpAddr::V4(network::SHOAL.address(index)),
+        Layout::Loopback => IpAddr::V4(Ipv4Addr::new(127, 0, 0, u8::try_from(index).unwrap_or(u8::MAX))),
     }
 }

@@ -38,6 +38,18 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> Re
     wait_for(what, limit, || Ok(condition()?.then_some(()))).map(|((), took)| took)
 }
 
+/// Reads a duration such as `120s`, `500ms` or `2m`, for command lines.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a duration such as 120s"))?;
+    match &text[digits.len()..] {
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        unit => Err(format!("'{unit}' is no unit of time: use ms, s or m")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +73,14 @@ mod tests {
     fn the_deadline_tells_the_last_reason() {
         let error = wait_until("never", Duration::ZERO, || bail!("because")).unwrap_err().to_string();
         assert_eq!(error, "never: not so after 0.0 s: because");
+    }
+
+    #[test]
+    fn durations_are_read_or_refused() {
+        assert_eq!(parse_duration("120s"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(parse_duration("2h").is_err());
+        assert!(parse_duration("soon").is_err());
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::command::Tokens;
+use super::health::HealthMetrics;
 use super::shells::Shells;
 use crate::agent::AgentHandle;
 use crate::gossip::{Gossip, GossipEvent, Membership as _};
@@ -62,6 +63,7 @@ pub(super) struct Member {
     pub(super) agent: AgentHandle,
     pub(super) ingress: IngressHandle,
     pub(super) shells: Shells,
+    pub(super) health: HealthMetrics,
     pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
     pub(super) disk: crate::disk::Disk,
     pub(super) sender: mpsc::Sender<Event>,
@@ -314,6 +316,7 @@ impl Member {
                 Action::Probe { node, address, request } => self.probe(node, address, request),
                 Action::Routes { ingress, host } => self.ingress.apply(ingress, host),
                 Action::Peers { known, banned } => self.keep_peers(known, banned),
+                Action::Health { node, health } => self.health.note(node, health),
                 Action::Removed => removed = true,
             }
         }

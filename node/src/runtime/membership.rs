@@ -264,6 +264,7 @@ impl Daemon {
             membership: start.membership,
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), ingress.metrics()),
+            health: self.health.clone(),
             swarm,
             gossip,
             gossiped: BTreeSet::new(),

@@ -18,7 +18,7 @@ use shoal_tests::evidence;
 use shoal_tests::lab::{IMAGE, Lab};
 use shoal_tests::load::{Load, Tally};
 use shoal_tests::shoal::text;
-use shoal_tests::wait::wait_until;
+use shoal_tests::wait::{parse_duration, wait_until};
 
 /// The port that the victim service publishes.
 const PORT: u16 = 8088;
@@ -72,17 +72,6 @@ enum Fault {
 enum Format {
     Text,
     Json,
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a duration such as 120s"))?;
-    match &text[digits.len()..] {
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        unit => Err(format!("'{unit}' is no unit of time: use ms, s or m")),
-    }
 }
 
 /// A run: the laboratory, what is known of it, and what went wrong.
@@ -320,19 +309,5 @@ impl Run {
                 println!("{verdict}");
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_or_refused() {
-        assert_eq!(parse_duration("120s"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(parse_duration("2h").is_err());
-        assert!(parse_duration("soon").is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) fn up(lab: &Lab) -> Result<()> {
 pub(super) fn down(lab: &Lab) -> Result<()> {
     if has_own(lab) {
         for node in lab.nodes() {
-            script(&["down", &directory(node)])?;
+            remove(&directory(node), false)?;
         }
     }
     Ok(())
@@ -38,8 +38,19 @@ pub(super) fn start(node: Node<'_>) -> Result<()> {
         return Ok(());
     }
     // What a power failure left behind has to go first; the engine's data stays.
-    script(&["down", &directory(node), "--keep"])?;
-    script(&["up", &directory(node), "--netns", &network::namespace(node.index)])
+    remove(&directory(node), true)?;
+    power_on(&directory(node), &network::SHOAL.namespace(node.index))
+}
+
+/// Starts an engine that has its data in `directory`, in a network namespace.
+pub fn power_on(directory: &str, namespace: &str) -> Result<()> {
+    script(&["up", directory, "--netns", namespace])
+}
+
+/// Takes an engine down, with its data unless they are to be kept.
+pub fn remove(directory: &str, keep: bool) -> Result<()> {
+    let keep = if keep { &["--keep"][..] } else { &[] };
+    script(&[&["down", directory], keep].concat())
 }
 
 /// Returns where a node finds its engine.
@@ -52,13 +63,15 @@ pub(super) fn docker_host(node: Node<'_>) -> Option<String> {
     }
 }
 
-/// Returns the processes whose death is that of a node's own engine with all its containers: the one that holds its
-/// namespaces, and the first one inside.
+/// Returns the processes whose death is that of a node's own engine with all its containers.
 pub(super) fn processes(node: Node<'_>) -> BTreeSet<i32> {
-    if !has_own(node.lab) {
-        return BTreeSet::new();
-    }
-    let text = fs::read_to_string(PathBuf::from(directory(node)).join("engine.pid")).unwrap_or_default();
+    if has_own(node.lab) { processes_of(&directory(node)) } else { BTreeSet::new() }
+}
+
+/// Returns the processes whose death is that of an engine with all its containers: the one that holds its namespaces, and
+/// the first one inside.
+pub fn processes_of(directory: &str) -> BTreeSet<i32> {
+    let text = fs::read_to_string(Path::new(directory).join("engine.pid")).unwrap_or_default();
     let Some(holder) = text.split_whitespace().next().and_then(|pid| pid.parse::<i32>().ok()) else {
         return BTreeSet::new();
     };

@@ -1,9 +1,10 @@
 //! Namespaces, cables and switches, through iproute2.
 //!
-//! Node *i* is the namespace `shoal-i`; its `eth0` is a cable to port `p<i>` of the namespace `shoal-sw`, in which two
+//! Host *i* is the namespace `<prefix>-i`; its `eth0` is a cable to port `p<i>` of the namespace `<prefix>-sw`, in which two
 //! bridges are the two switches.
 
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,16 +13,24 @@ use anyhow::Result;
 use crate::http::namespace_path;
 use crate::shoal;
 
-/// The namespace of the switches, where clients are too.
-pub(crate) const SWITCH: &str = "shoal-sw";
+/// The network of shoal's nodes.
+pub const SHOAL: Network = Network { prefix: "shoal", subnet: 78 };
+
+/// The network of the hosts of a Docker Swarm, for comparison.
+pub const SWARM: Network = Network { prefix: "swarm", subnet: 77 };
+
+/// The number of the switch itself, from which clients ask.
+const CLIENTS: usize = 254;
 
 /// How long one call of `ip` may take; taking down a namespace waits for its last packets.
 const IP_WAIT: Duration = Duration::from_secs(30);
 
 /// The two switches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
+    /// Where all hosts are at first, and clients.
     First,
+    /// Where hosts are that are cut off together.
     Second,
 }
 
@@ -34,62 +43,97 @@ impl Side {
     }
 }
 
-/// Returns the name of a node's namespace.
-pub(crate) fn namespace(index: usize) -> String {
-    format!("shoal-{index}")
+/// A network of hosts; there is one of each name on a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    prefix: &'static str,
+    /// The second byte of its addresses.
+    subnet: u8,
 }
 
-/// Makes switches and `nodes` namespaces, all plugged into the first switch.
-pub(crate) fn up(nodes: usize) -> Result<()> {
-    down()?;
-    ip(&["netns", "add", SWITCH])?;
-    ip(&["-n", SWITCH, "link", "set", "lo", "up"])?;
-    for side in [Side::First, Side::Second] {
-        ip(&["-n", SWITCH, "link", "add", side.bridge(), "type", "bridge"])?;
-        ip(&["-n", SWITCH, "link", "set", side.bridge(), "up"])?;
+impl Network {
+    /// Returns the name of a host's namespace.
+    pub fn namespace(self, index: usize) -> String {
+        format!("{}-{index}", self.prefix)
     }
-    ip(&["-n", SWITCH, "addr", "add", "10.78.0.254/24", "dev", Side::First.bridge()])?;
-    (1..=nodes).try_for_each(lay_cable)
-}
 
-fn lay_cable(index: usize) -> Result<()> {
-    let (name, port) = (namespace(index), port(index));
-    let (mac, address) = (format!("02:78:00:00:00:{index:02x}"), format!("10.78.0.{index}/24"));
-    ip(&["netns", "add", &name])?;
-    ip(&["-n", SWITCH, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &mac, "netns", &name])?;
-    plug(index, Side::First)?;
-    ip(&["-n", &name, "link", "set", "lo", "up"])?;
-    ip(&["-n", &name, "addr", "add", &address, "dev", "eth0"])?;
-    ip(&["-n", &name, "link", "set", "eth0", "up"])?;
-    ip(&["-n", &name, "route", "add", "default", "via", "10.78.0.254"])
-}
+    /// Returns the namespace of the switches, where clients are too.
+    pub fn switch(self) -> String {
+        format!("{}-sw", self.prefix)
+    }
 
-/// Plugs a node's cable into a switch.
-pub(crate) fn plug(index: usize, side: Side) -> Result<()> {
-    ip(&["-n", SWITCH, "link", "set", &port(index), "master", side.bridge(), "up"])
-}
+    /// Returns a host's address.
+    pub fn address(self, index: usize) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.subnet, 0, u8::try_from(index).unwrap_or(u8::MAX))
+    }
 
-/// Pulls a node's cable.
-pub(crate) fn unplug(index: usize) -> Result<()> {
-    ip(&["-n", SWITCH, "link", "set", &port(index), "down"])
-}
-
-/// Removes every namespace that [`up`] makes, whoever made it.
-pub(crate) fn down() -> Result<()> {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = name.strip_prefix("shoal-").is_some_and(|rest| rest == "sw" || rest.parse::<u8>().is_ok());
-        if ours {
-            ip(&["netns", "del", &name])?;
+    /// Makes switches and `hosts` namespaces, all plugged into the first switch.
+    pub fn up(self, hosts: usize) -> Result<()> {
+        self.down()?;
+        ip(&["netns", "add", &self.switch()])?;
+        self.ip_at_switch(&["link", "set", "lo", "up"])?;
+        for side in [Side::First, Side::Second] {
+            self.ip_at_switch(&["link", "add", side.bridge(), "type", "bridge"])?;
+            self.ip_at_switch(&["link", "set", side.bridge(), "up"])?;
         }
+        let address = format!("{}/24", self.address(CLIENTS));
+        self.ip_at_switch(&["addr", "add", &address, "dev", Side::First.bridge()])?;
+        (1..=hosts).try_for_each(|index| self.lay_cable(index))
     }
-    Ok(())
-}
 
-/// Returns whether a node's namespace exists.
-pub(crate) fn exists(index: usize) -> bool {
-    Path::new(&namespace_path(&namespace(index))).exists()
+    fn lay_cable(self, index: usize) -> Result<()> {
+        let (name, port) = (self.namespace(index), port(index));
+        let mac = format!("02:{}:00:00:00:{index:02x}", self.subnet);
+        let (address, gateway) = (format!("{}/24", self.address(index)), self.address(CLIENTS).to_string());
+        ip(&["netns", "add", &name])?;
+        self.ip_at_switch(&[
+            "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &mac, "netns", &name,
+        ])?;
+        self.plug(index, Side::First)?;
+        ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        ip(&["-n", &name, "addr", "add", &address, "dev", "eth0"])?;
+        ip(&["-n", &name, "link", "set", "eth0", "up"])?;
+        ip(&["-n", &name, "route", "add", "default", "via", &gateway])
+    }
+
+    /// Gives a host that lost its power a namespace as new: what lived in the old one's kernel is gone.
+    pub fn renew(self, index: usize) -> Result<()> {
+        ip(&["netns", "del", &self.namespace(index)])?;
+        self.ip_at_switch(&["link", "del", &port(index)])?;
+        self.lay_cable(index)
+    }
+
+    /// Plugs a host's cable into a switch.
+    pub fn plug(self, index: usize, side: Side) -> Result<()> {
+        self.ip_at_switch(&["link", "set", &port(index), "master", side.bridge(), "up"])
+    }
+
+    /// Pulls a host's cable.
+    pub fn unplug(self, index: usize) -> Result<()> {
+        self.ip_at_switch(&["link", "set", &port(index), "down"])
+    }
+
+    /// Removes every namespace that [`Network::up`] makes, whoever made it.
+    pub fn down(self) -> Result<()> {
+        let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let rest = name.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('-'));
+            if rest.is_some_and(|rest| rest == "sw" || rest.parse::<u8>().is_ok()) {
+                ip(&["netns", "del", &name])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns where a host's namespace is, if it exists.
+    pub fn path(self, index: usize) -> Option<PathBuf> {
+        Some(namespace_path(&self.namespace(index))).filter(|path| path.exists())
+    }
+
+    fn ip_at_switch(self, args: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.switch()], args].concat())
+    }
 }
 
 fn port(index: usize) -> String {

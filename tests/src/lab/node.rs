@@ -62,7 +62,7 @@ impl Node<'_> {
     /// Returns the network namespace it lives in, if it has one of its own.
     pub fn namespace(self) -> Option<PathBuf> {
         match self.lab.config.layout {
-            Layout::Namespaces => Some(namespace_path(&network::namespace(self.index))),
+            Layout::Namespaces => Some(namespace_path(&network::SHOAL.namespace(self.index))),
             Layout::Loopback => None,
         }
     }
@@ -143,7 +143,7 @@ impl Node<'_> {
     fn entered(self, binary: &str) -> Result<Command> {
         let binary = self.lab.config.bin_dir.join(binary);
         let Some(namespace) = self.namespace() else { return Ok(Command::new(binary)) };
-        if !network::exists(self.index) {
+        if network::SHOAL.path(self.index).is_none() {
             bail!("there is no namespace {}", namespace.display());
         }
         // Unlike `ip netns exec` this leaves the mounts alone, among them the cgroups.

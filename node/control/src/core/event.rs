@@ -13,6 +13,7 @@ use shoal_protocol::{Key, NodeId, TaskId};
 use crate::lease;
 use crate::routes::RouteTable;
 use crate::task::{DriverCall, DriverReport, Found};
+use crate::view::Health;
 
 /// Number of a write that waits for its answer; chosen by whoever asks.
 pub type RequestId = u64;
@@ -163,6 +164,13 @@ pub enum Action {
         known: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
         /// Removed nodes, refused for good.
         banned: BTreeSet<NodeId>,
+    },
+    /// This node changed its mind about another one: to be told and counted, nothing else.
+    Health {
+        /// About whom.
+        node: NodeId,
+        /// To what.
+        health: Health,
     },
     /// This node was removed from the cluster: stop its tasks, forget the membership.
     Removed,

@@ -36,6 +36,7 @@ impl Control {
                 }
                 view::Action::Health { node, health } => {
                     moved = true;
+                    self.outbox.push(Action::Health { node, health });
                     self.dirty.candidates = true;
                     self.dirty.routes = true;
                     // Suspicion moves nothing, and what it hides from is only new tasks.

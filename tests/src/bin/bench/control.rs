@@ -26,8 +26,9 @@ const ASSIGN_ROUNDS: usize = 20;
 /// Listings.
 const LS_ROUNDS: usize = 50;
 
-/// Tasks in the cluster while listing.
-const LS_TASKS: usize = 1000;
+/// Services while listing, and tasks of each: a thousand together.
+const LS_SERVICES: usize = 10;
+const LS_TASKS_EACH: usize = 100;
 
 /// Measures the pure scheduler by its example, which ends each line with so many `a second`.
 pub(crate) fn placement(printer: &Printer) -> Result<()> {
@@ -40,7 +41,7 @@ pub(crate) fn placement(printer: &Printer) -> Result<()> {
     for line in printed.lines() {
         let Some(value) = line.strip_suffix(" a second").and_then(|line| line.rsplit(' ').next()) else { continue };
         let what = line.split(':').next().unwrap_or_default().replace(' ', "-");
-        printer.figure(&format!("placement-{what}"), value.parse().with_context(|| line.to_owned())?, "per s", 1);
+        printer.figure(&format!("placement-{what}"), value.parse().with_context(|| line.to_owned())?, "per s", 1, None);
         figures += 1;
     }
     ensure!(figures > 0, "the example printed no figure: {printed}");
@@ -55,7 +56,7 @@ pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
         let name = format!("assign-{round}");
         let start = Instant::now();
         create(&lab, &name, 10, &[])?;
-        let path = format!("/tasks?filters={}", encoded(&json!({"service": {&name: true}}).to_string()));
+        let path = format!("/tasks?filters={}", http::encoded(&json!({"service": {&name: true}}).to_string()));
         loop {
             let tasks = get(&lab, &path)?;
             let tasks = tasks.as_array().context("tasks are not a list")?;
@@ -68,25 +69,31 @@ pub(crate) fn assign(printer: &Printer, args: &LabArgs) -> Result<()> {
         took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
         remove(&lab, &name)?;
     }
-    printer.spread("assign-10", &took_ms, "ms");
-    printer.spread("fsync", &fsyncs_ms(&lab)?, "ms");
+    printer.spread("assign-10", &took_ms, "ms", &[]);
+    printer.spread("fsync", &fsyncs_ms(&lab)?, "ms", &[]);
     Ok(())
 }
 
-/// Measures `GET /services?status=true` while the cluster has a thousand tasks, none of which can be placed.
+/// Measures `GET /services?status=true`, which `service ls` is, while the cluster has a thousand tasks in ten services. None
+/// can be placed: so many containers would measure the machine.
 pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
     let lab = five_nodes(args)?;
-    create(&lab, "many", LS_TASKS, &["node.labels.nowhere==true"])?;
+    for service in 0..LS_SERVICES {
+        create(&lab, &format!("many-{service}"), LS_TASKS_EACH, &["node.labels.nowhere==true"])?;
+    }
     wait_until("a thousand tasks are listed", API_WAIT, || {
-        Ok(get(&lab, "/tasks")?.as_array().is_some_and(|tasks| tasks.len() >= LS_TASKS))
+        Ok(get(&lab, "/tasks")?.as_array().is_some_and(|tasks| tasks.len() == LS_SERVICES * LS_TASKS_EACH))
     })?;
     let mut took_ms = Vec::new();
     for _ in 0..LS_ROUNDS {
         let start = Instant::now();
-        get(&lab, "/services?status=true")?;
+        let services = get(&lab, "/services?status=true")?;
         took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+        let desired = |service: &Value| service["ServiceStatus"]["DesiredTasks"].as_u64() == Some(LS_TASKS_EACH as u64);
+        let all = services.as_array().context("services are not a list")?;
+        ensure!(all.len() == LS_SERVICES && all.iter().all(desired), "not all services were counted: {services}");
     }
-    printer.spread("ls-1000", &took_ms, "ms");
+    printer.spread("ls-1000", &took_ms, "ms", &[]);
     Ok(())
 }
 
@@ -113,15 +120,6 @@ fn get(lab: &Lab, path: &str) -> Result<Value> {
     let answer = http::unix(&lab.node(1).socket(), "GET", path, "", API_WAIT)?;
     ensure!(answer.status == 200, "{path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
     serde_json::from_slice(&answer.body).with_context(|| format!("{path}: not JSON"))
-}
-
-/// Percent-encodes everything but letters and digits.
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 /// Measures appending 4 kB to a file and syncing it, where node 1 keeps its data.

@@ -1,7 +1,7 @@
-//! How long a service lacks replicas when a node is lost.
+//! How long a service lacks replicas when a node is lost, on shoal and, in the same run, on Docker Swarm.
 //!
 //! The clock starts before the first signal or the pulled cable, and stops when every replacement has answered an HTTP
-//! request through a surviving node.
+//! request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,13 +11,16 @@ use anyhow::{Context, Result, bail, ensure};
 use shoal_tests::evidence::{self, Seen};
 use shoal_tests::http;
 use shoal_tests::lab::{IMAGE, Lab, Node};
-use shoal_tests::load::{Load, Tally};
 use shoal_tests::wait::wait_until;
 
-use super::{LabArgs, Printer, five_nodes};
+use super::swarm::Swarm;
+use super::{LabArgs, Printer, five_nodes, load_average};
 
-const PORT: u16 = 8080;
-const REPLICAS: usize = 10;
+/// The port that the service publishes.
+pub(crate) const PORT: u16 = 8080;
+
+/// Tasks of the service.
+pub(crate) const REPLICAS: usize = 10;
 
 /// A round that takes longer has failed.
 const ROUND_WAIT: Duration = Duration::from_secs(30);
@@ -46,7 +49,7 @@ impl Loss {
     }
 
     /// Loses a node. Returns when it began.
-    fn inflict(self, node: Node<'_>) -> Result<Instant> {
+    pub(crate) fn inflict(self, node: Node<'_>) -> Result<Instant> {
         match self {
             Self::Crash => node.crash(),
             Self::Cut | Self::CutThenKill => {
@@ -61,7 +64,7 @@ impl Loss {
     }
 
     /// Gives the node back.
-    fn undo(self, node: Node<'_>) -> Result<()> {
+    pub(crate) fn undo(self, node: Node<'_>) -> Result<()> {
         if self != Self::Crash {
             node.lab.heal(&[node.index])?;
         }
@@ -72,65 +75,115 @@ impl Loss {
     }
 }
 
-/// Loses nodes in turn: a worker in odd rounds, the node that holds most leases in even ones.
-pub(crate) fn rounds(printer: &Printer, args: &LabArgs, loss: Loss, rounds: usize) -> Result<()> {
-    let lab = five_nodes(args)?;
-    serve(&lab)?;
-    let mut took: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+/// A cluster that can lose nodes, with a service of ten.
+pub(crate) trait Cluster {
+    /// Returns the nodes that never decide anything.
+    fn workers(&self) -> Vec<usize>;
+    /// Returns the node whose loss hurts most: the holder of most leases, or the leader.
+    fn holder(&self) -> Result<usize>;
+    /// Loses a node and returns the seconds until every slot it had has another task that answers.
+    fn lose(&self, loss: Loss, victim: usize) -> Result<f64>;
+    /// Gives the node back and spreads the service evenly again.
+    fn recover(&self, loss: Loss, victim: usize) -> Result<()>;
+}
+
+/// Seconds of all rounds, and of those of each kind of victim.
+type Took = BTreeMap<&'static str, Vec<f64>>;
+
+/// Measures a loss on Swarm, if that is wanted, and on shoal.
+pub(crate) fn compare(printer: &Printer, args: &LabArgs, loss: Loss, ours: usize, swarms: usize) -> Result<()> {
+    let mut peer = Took::new();
+    if swarms > 0 {
+        let swarm = Swarm::create(&args.swarm_dir())?;
+        peer = rounds("swarm", &swarm, loss, swarms)?;
+    }
+    for (kind, values) in &peer {
+        printer.spread(&format!("swarm-failover-{}{kind}", loss.name()), values, "s", &[]);
+    }
+    if ours > 0 {
+        let lab = five_nodes(args)?;
+        serve(&lab)?;
+        for (kind, values) in rounds("shoal", &*lab, loss, ours)? {
+            let beside = peer.get(kind).map(Vec::as_slice).unwrap_or_default();
+            printer.spread(&format!("failover-{}{kind}", loss.name()), &values, "s", beside);
+        }
+    }
+    Ok(())
+}
+
+/// Loses nodes in turn: a worker in one round, the holder in the next.
+fn rounds(name: &str, cluster: &dyn Cluster, loss: Loss, rounds: usize) -> Result<Took> {
+    let mut took = Took::new();
+    let workers = cluster.workers();
     for round in 0..rounds {
-        let workers: Vec<usize> = lab.nodes().filter(|node| !node.is_manager()).map(|node| node.index).collect();
-        let (kind, victim) = if round % 2 == 0 {
-            ("worker", workers[round / 2 % workers.len()])
-        } else {
-            ("holder", evidence::holder_of_most(&lab, workers[0])?.context("no holder is known")?)
+        let (kind, victim) = match round % 2 {
+            0 => ("-worker", workers[round / 2 % workers.len()]),
+            _ => ("-holder", cluster.holder()?),
         };
-        let seconds = lose(&lab, loss, victim).with_context(|| format!("round {round}: {} of {kind}", loss.name()))?;
-        eprintln!("round {round}: {} of {kind} (node {victim}): {seconds:.2} s", loss.name());
+        let what = format!("{name}, round {}: {} of {} {victim}", round + 1, loss.name(), &kind[1..]);
+        let load = load_average();
+        let seconds = cluster.lose(loss, victim).with_context(|| what.clone())?;
+        eprintln!("{what}: {seconds:.2} s (load {load})");
         took.entry(kind).or_default().push(seconds);
-        took.entry("all").or_default().push(seconds);
-        loss.undo(lab.node(victim))?;
-        refill(&lab)?;
+        took.entry("").or_default().push(seconds);
+        if round + 1 < rounds {
+            cluster.recover(loss, victim).with_context(|| format!("{what}: afterwards"))?;
+        }
     }
-    for (kind, values) in took {
-        let name = if kind == "all" { String::new() } else { format!("-{kind}") };
-        printer.spread(&format!("failover-{}{name}", loss.name()), &values, "s");
-    }
-    Ok(())
+    Ok(took)
 }
 
-/// Loses a node under 200 requests a second through another one and counts what failed.
-pub(crate) fn under_load(printer: &Printer, args: &LabArgs, loss: Loss) -> Result<()> {
-    let lab = five_nodes(args)?;
-    serve(&lab)?;
-    let (victim, through) = (5, 1);
-    let load = Load::start(&lab, &[through], PORT, 200);
-    std::thread::sleep(Duration::from_secs(5));
-    let moment = loss.inflict(lab.node(victim))?;
-    std::thread::sleep(Duration::from_secs(10));
-    let tally = Tally::of(&load.stop()?, moment);
-    tally.faults().iter().take(10).for_each(|fault| eprintln!("{fault}"));
-    let name = |part: &str| format!("load-{}-{part}", if loss == Loss::Crash { "kill" } else { loss.name() });
-    printer.figure(&name("requests"), tally.all as f64, "requests", 1);
-    printer.figure(&name("failed-before"), tally.failed_before.len() as f64, "requests", 1);
-    printer.figure(&name("open"), tally.open as f64, "requests", 1);
-    printer.figure(&name("failed-open"), tally.failed_open as f64, "requests", 1);
-    printer.figure(&name("failed-after"), tally.failed_after.len() as f64, "requests", 1);
-    Ok(())
+impl Cluster for Lab {
+    fn workers(&self) -> Vec<usize> {
+        self.nodes().filter(|node| !node.is_manager()).map(|node| node.index).collect()
+    }
+
+    fn holder(&self) -> Result<usize> {
+        evidence::holder_of_most(self, self.config.nodes)?.context("no holder is known")
+    }
+
+    fn lose(&self, loss: Loss, victim: usize) -> Result<f64> {
+        let lost: BTreeSet<String> = self.node(victim).tasks().into_keys().collect();
+        ensure!(!lost.is_empty(), "the victim runs nothing");
+        let through = self.running().map(|node| node.index).find(|index| *index != victim).context("no survivor")?;
+        let mut missing: BTreeSet<String> = evidence::ask_all(self, through, PORT, REPLICAS)?
+            .into_iter()
+            .filter(|seen| lost.contains(&seen.task))
+            .map(|seen| seen.slot)
+            .collect();
+        ensure!(missing.len() == lost.len(), "not all tasks of the victim answered before");
+        let start = loss.inflict(self.node(victim))?;
+        let address = SocketAddr::new(self.node(through).address(), PORT);
+        http::in_namespace(self.client_namespace().as_deref(), || {
+            while !missing.is_empty() {
+                ensure!(start.elapsed() < ROUND_WAIT, "slots {missing:?} were not replaced within {ROUND_WAIT:?}");
+                let answer = http::get(address, "/", evidence::REQUEST_WAIT);
+                if let Ok(seen) = answer.and_then(|answer| Seen::read(&answer))
+                    && !lost.contains(&seen.task)
+                {
+                    missing.remove(&seen.slot);
+                }
+            }
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    fn recover(&self, loss: Loss, victim: usize) -> Result<()> {
+        loss.undo(self.node(victim))?;
+        wait_until("all nodes are ready", RECOVER_WAIT, || self.all_ready())?;
+        wait_well(self)?;
+        // A node that returned empty is given new tasks only.
+        let shoal = self.node(1).shoal();
+        shoal.ok(&["service", "scale", "http=0"])?;
+        shoal.ok(&["service", "scale", &format!("http={REPLICAS}")])?;
+        wait_well(self)
+    }
 }
 
-fn serve(lab: &Lab) -> Result<()> {
+/// Starts the service of ten and waits until all of it answers.
+pub(crate) fn serve(lab: &Lab) -> Result<()> {
     let (replicas, ports) = (REPLICAS.to_string(), format!("{PORT}:80"));
     lab.node(1).shoal().ok(&["service", "create", "--name", "http", "--replicas", &replicas, "-p", &ports, IMAGE])?;
-    wait_well(lab)
-}
-
-/// Brings tasks back to a node that returned empty: only new tasks go there.
-fn refill(lab: &Lab) -> Result<()> {
-    wait_until("all nodes are ready", RECOVER_WAIT, || lab.all_ready())?;
-    wait_well(lab)?;
-    let shoal = lab.node(1).shoal();
-    shoal.ok(&["service", "scale", "http=0"])?;
-    shoal.ok(&["service", "scale", &format!("http={REPLICAS}")])?;
     wait_well(lab)
 }
 
@@ -140,29 +193,4 @@ fn wait_well(lab: &Lab) -> Result<()> {
         if faults.is_empty() { Ok(true) } else { bail!(faults.join("; ")) }
     })
     .map(|_| ())
-}
-
-/// Loses `victim` and returns the seconds until every slot it had has another task that answers.
-fn lose(lab: &Lab, loss: Loss, victim: usize) -> Result<f64> {
-    let lost: BTreeSet<String> = lab.node(victim).tasks().into_keys().collect();
-    ensure!(!lost.is_empty(), "the victim runs nothing");
-    let through = lab.running().map(|node| node.index).find(|index| *index != victim).context("no survivor")?;
-    let all = evidence::ask_all(lab, through, PORT, REPLICAS)?;
-    let slots: BTreeSet<String> = all.iter().filter(|seen| lost.contains(&seen.task)).map(|s| s.slot.clone()).collect();
-    ensure!(slots.len() == lost.len(), "not all tasks of the victim answered before");
-    let start = loss.inflict(lab.node(victim))?;
-    let address = SocketAddr::new(lab.node(through).address(), PORT);
-    http::in_namespace(lab.client_namespace().as_deref(), || {
-        let mut missing = slots.clone();
-        while !missing.is_empty() {
-            ensure!(start.elapsed() < ROUND_WAIT, "slots {missing:?} were not replaced within {ROUND_WAIT:?}");
-            let answer = http::get(address, "/", evidence::REQUEST_WAIT);
-            if let Ok(seen) = answer.and_then(|answer| Seen::read(&answer))
-                && !lost.contains(&seen.task)
-            {
-                missing.remove(&seen.slot);
-            }
-        }
-        Ok(start.elapsed().as_secs_f64())
-    })
 }

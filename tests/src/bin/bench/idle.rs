@@ -12,6 +12,9 @@ use super::{LabArgs, Printer, five_nodes};
 /// How long is averaged over.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// How long the start of the service may echo before.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// Ticks of process times a second. Source: Linux, `USER_HZ`, 100 on every architecture that Rust's std supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -26,6 +29,7 @@ struct Usage {
 pub(crate) fn idle(printer: &Printer, args: &LabArgs) -> Result<()> {
     let lab = five_nodes(args)?;
     lab.node(1).shoal().ok(&["service", "create", "--name", "idle", "--replicas", "10", "-p", "8080:80", IMAGE])?;
+    std::thread::sleep(SETTLE);
     let (start, before) = (Instant::now(), usages(&lab)?);
     let mut rss_mb = vec![Vec::new(); lab.config.nodes];
     while start.elapsed() < WINDOW {
@@ -41,10 +45,10 @@ pub(crate) fn idle(printer: &Printer, args: &LabArgs) -> Result<()> {
     };
     let percent: Vec<f64> = per_second(|usage| usage.cpu_s).iter().map(|share| share * 100.0).collect();
     let kilo = |rates: Vec<f64>| -> Vec<f64> { rates.iter().map(|rate| rate / 1000.0).collect() };
-    printer.spread("idle-rss", &means, "MB");
-    printer.spread("idle-cpu", &percent, "% of a core");
-    printer.spread("idle-received", &kilo(per_second(|usage| usage.received)), "kB/s");
-    printer.spread("idle-sent", &kilo(per_second(|usage| usage.sent)), "kB/s");
+    printer.spread("idle-rss", &means, "MB", &[]);
+    printer.spread("idle-cpu", &percent, "% of a core", &[]);
+    printer.spread("idle-received", &kilo(per_second(|usage| usage.received)), "kB/s", &[]);
+    printer.spread("idle-sent", &kilo(per_second(|usage| usage.sent)), "kB/s", &[]);
     Ok(())
 }
 

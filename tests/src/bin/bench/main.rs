@@ -1,20 +1,25 @@
 //! `scripts/bench`: the figures of docs/benchmarks.md, measured on real daemons.
 //!
 //! Every bench makes what it needs and takes it down. Results are JSON lines `{name,value,unit,peer,ratio,n}`: the median of
-//! `n` measurements; `peer` is the same figure of Docker Swarm if `--peer FILE` holds it, and `ratio` is value over peer.
+//! `n` measurements; `peer` is the same figure of Docker Swarm if it was measured in the same run (`--swarm`), and `ratio`
+//! is value over peer.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::json;
 use shoal_tests::lab::{Driver, Guard, Lab, LabConfig};
+use shoal_tests::wait::parse_duration;
 
+mod alarms;
 mod control;
 mod failover;
 mod idle;
+mod load;
+mod swarm;
 
 /// Measure shoal on this machine
 #[derive(Debug, Parser)]
@@ -35,9 +40,15 @@ struct Args {
     /// Rounds of each failover
     #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// JSON lines of the same form, measured on Docker Swarm
+    /// Rounds of each failover on a real Docker Swarm, beside ours
+    #[arg(long, default_value_t = 0, value_name = "ROUNDS")]
+    swarm: usize,
+    /// For how long false alarms are looked for under each disturbance, such as 60s or 10m
+    #[arg(long = "for", value_parser = parse_duration, default_value = "10m", value_name = "DURATION")]
+    duration: Duration,
+    /// Measure nothing; remove what a run that was killed left in the directory
     #[arg(long)]
-    peer: Option<PathBuf>,
+    down: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,6 +67,8 @@ enum Name {
     FailoverCutKill,
     /// A node's cable is cut
     FailoverCut,
+    /// Nodes that live and are called dead: with 5% of packets lost, and with daemons that pause for 300 ms
+    FalseAlarms,
     /// A node is killed under 200 requests a second through another
     LoadKill,
     /// A node's cable is cut under the same load
@@ -71,13 +84,11 @@ enum Format {
 /// Prints results.
 pub(crate) struct Printer {
     format: Format,
-    peers: BTreeMap<String, f64>,
 }
 
 impl Printer {
-    /// Prints one figure with the number of measurements behind it.
-    pub(crate) fn figure(&self, name: &str, value: f64, unit: &str, n: usize) {
-        let peer = self.peers.get(name).copied();
+    /// Prints one figure with the number of measurements behind it, and Swarm's if it is known.
+    pub(crate) fn figure(&self, name: &str, value: f64, unit: &str, n: usize, peer: Option<f64>) {
         let ratio = peer.filter(|peer| *peer != 0.0).map(|peer| value / peer);
         match self.format {
             Format::Json => {
@@ -91,16 +102,30 @@ impl Printer {
         }
     }
 
-    /// Prints median, least and greatest of some measurements.
-    pub(crate) fn spread(&self, name: &str, values: &[f64], unit: &str) {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        if let (Some(least), Some(greatest)) = (sorted.first(), sorted.last()) {
-            self.figure(name, median(&sorted), unit, sorted.len());
-            self.figure(&format!("{name}-min"), *least, unit, sorted.len());
-            self.figure(&format!("{name}-max"), *greatest, unit, sorted.len());
-        }
+    /// Prints median, least and greatest of some measurements; and Swarm's, if there are such.
+    pub(crate) fn spread(&self, name: &str, values: &[f64], unit: &str, peers: &[f64]) {
+        let Some([middle, least, greatest]) = spread(values) else { return };
+        let peers = spread(peers);
+        let print = |suffix: &str, value: f64, place: usize| {
+            self.figure(&format!("{name}{suffix}"), value, unit, values.len(), peers.map(|peers| peers[place]));
+        };
+        print("", middle, 0);
+        print("-min", least, 1);
+        print("-max", greatest, 2);
     }
+}
+
+/// Returns median, least and greatest.
+fn spread(values: &[f64]) -> Option<[f64; 3]> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    Some([median(&sorted), *sorted.first()?, *sorted.last()?])
+}
+
+/// Returns how busy this machine was in the last minute, as the kernel says.
+pub(crate) fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// Returns the middle of sorted values, 0 if there are none.
@@ -126,6 +151,15 @@ pub(crate) struct LabArgs {
     driver: Driver,
 }
 
+impl LabArgs {
+    /// Where the hosts of a Docker Swarm are.
+    pub(crate) fn swarm_dir(&self) -> PathBuf {
+        let mut name = self.dir.file_name().unwrap_or_default().to_owned();
+        name.push("-swarm");
+        self.dir.with_file_name(name)
+    }
+}
+
 fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,9 +171,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let peers = args.peer.as_deref().map(read_peers).transpose()?.unwrap_or_default();
-    let printer = Printer { format: args.format, peers };
+    use failover::Loss;
+    let printer = Printer { format: args.format };
     let lab = LabArgs { dir: args.dir.clone(), driver: args.driver };
+    if args.down {
+        return down(&lab);
+    }
+    let failover = |loss| failover::compare(&printer, &lab, loss, args.rounds, args.swarm);
     let names = args.name.map_or(Name::value_variants().to_vec(), |name| vec![name]);
     for name in names {
         match name {
@@ -147,25 +185,24 @@ fn run(args: &Args) -> Result<()> {
             Name::Assign => control::assign(&printer, &lab)?,
             Name::Ls => control::ls(&printer, &lab)?,
             Name::Idle => idle::idle(&printer, &lab)?,
-            Name::FailoverCrash => failover::rounds(&printer, &lab, failover::Loss::Crash, args.rounds)?,
-            Name::FailoverCutKill => failover::rounds(&printer, &lab, failover::Loss::CutThenKill, args.rounds)?,
-            Name::FailoverCut => failover::rounds(&printer, &lab, failover::Loss::Cut, args.rounds)?,
-            Name::LoadKill => failover::under_load(&printer, &lab, failover::Loss::Crash)?,
-            Name::LoadCut => failover::under_load(&printer, &lab, failover::Loss::Cut)?,
+            Name::FailoverCrash => failover(Loss::Crash)?,
+            Name::FailoverCutKill => failover(Loss::CutThenKill)?,
+            Name::FailoverCut => failover(Loss::Cut)?,
+            Name::FalseAlarms => alarms::false_alarms(&printer, &lab, args.duration)?,
+            Name::LoadKill => load::under_load(&printer, &lab, Loss::Crash)?,
+            Name::LoadCut => load::under_load(&printer, &lab, Loss::Cut)?,
         }
     }
     Ok(())
 }
 
-fn read_peers(path: &std::path::Path) -> Result<BTreeMap<String, f64>> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let mut peers = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let row: Value = serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))?;
-        let value = row.get("value").and_then(Value::as_f64).with_context(|| format!("no value: {line}"))?;
-        peers.insert(shoal_tests::shoal::text(&row, "name").to_owned(), value);
+/// Removes what a run left behind that could not do so itself.
+fn down(args: &LabArgs) -> Result<()> {
+    let swarm = swarm::remove(&args.swarm_dir());
+    if args.dir.join("lab.json").exists() {
+        Lab::open(&args.dir)?.down()?;
     }
-    Ok(peers)
+    swarm
 }
 
 #[cfg(test)]

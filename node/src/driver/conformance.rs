@@ -371,6 +371,7 @@ fn no_task<T>(result: Result<T, DriverError>) -> Option<TaskId> {
             DriverError::NoSuchImage { .. }
             | DriverError::Refused(_)
             | DriverError::Invalid(_)
+            | DriverError::Full { .. }
             | DriverError::Failed { .. },
         ) => None,
     }

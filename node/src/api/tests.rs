@@ -191,6 +191,7 @@ impl Backend for Fake {
             leases: vec![LeaseFacts { lease: LeaseId::REGISTRY, holder: Some((ME, 1)), expires_in: None }],
             nodes: nodes.to_vec(),
             quarantined: 0,
+            storage: None,
         }))
     }
 

@@ -55,7 +55,8 @@ pub(super) struct Outbox {
     promises: BTreeMap<u64, Promise>,
     last_token: u64,
     background: bool,
-    retry_at: Time,
+    /// Set while the disk refuses: when to try again.
+    retry_at: Option<Time>,
 }
 
 impl Outbox {
@@ -99,9 +100,11 @@ impl Outbox {
 
     /// Asks for a batch to be made durable at once and remembers why.
     pub(super) fn persist(&mut self, mut batch: PersistBatch, promise: Promise) {
-        // What waits anyway shares the transaction.
-        let waiting = std::mem::take(&mut self.unsaved);
-        batch.records.extend(waiting.into_values());
+        // What waits anyway shares the transaction, unless the disk would refuse both for its sake.
+        if self.retry_at.is_none() || matches!(promise, Promise::Background(_)) {
+            let waiting = std::mem::take(&mut self.unsaved);
+            batch.records.extend(waiting.into_values());
+        }
         self.last_token += 1;
         self.promises.insert(self.last_token, promise);
         self.push(Action::Persist { token: self.last_token, batch });
@@ -118,7 +121,12 @@ impl Outbox {
 
     /// Holds back writes that nobody waits for: the disk just refused one.
     pub(super) fn back_off(&mut self, now: Time) {
-        self.retry_at = now + RETRY_AFTER;
+        self.retry_at = Some(now + RETRY_AFTER);
+    }
+
+    /// Holds nothing back any more: the disk took what nobody waits for.
+    pub(super) fn go_on(&mut self) {
+        self.retry_at = None;
     }
 
     /// Turns what was queued into messages. Status goes to managers at once and to the others a little later, together.
@@ -143,7 +151,7 @@ impl Outbox {
             };
             self.say(peer, records);
         }
-        if !self.background && !self.unsaved.is_empty() && self.retry_at <= now {
+        if !self.background && !self.unsaved.is_empty() && self.retry_at.is_none_or(|at| at <= now) {
             self.background = true;
             let keys = self.unsaved.keys().copied().collect();
             self.persist(PersistBatch::default(), Promise::Background(keys));
@@ -173,4 +181,62 @@ fn chunks(records: Vec<Record>) -> Vec<Vec<Record>> {
         }
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_protocol::ServiceId;
+    use shoal_protocol::record::Layer;
+
+    fn record(service: u128) -> Record {
+        Record {
+            key: Key::Service(ServiceId(service)),
+            stamp: Stamp { lineage: 0, epoch: 1, seq: 1 },
+            author: NodeId(1),
+            schema: 1,
+            layer: Layer::Base,
+            body: Some(vec![1]),
+        }
+    }
+
+    /// Takes the batches that are on their way to the disk: number, records in them, whether leases are.
+    fn batches(outbox: &mut Outbox) -> Vec<(u64, usize, bool)> {
+        let actions = std::iter::from_fn(|| outbox.pop());
+        let batches = actions.filter_map(|action| match action {
+            Action::Persist { token, batch } => Some((token, batch.records.len(), batch.leases.is_some())),
+            _ => None,
+        });
+        batches.collect()
+    }
+
+    fn leases() -> PersistBatch {
+        PersistBatch { leases: Some(crate::lease::Durable::default()), ..PersistBatch::default() }
+    }
+
+    #[test]
+    fn records_travel_with_leases_only_while_the_disk_takes_them() {
+        let mut outbox = Outbox::default();
+        outbox.save(record(1));
+        outbox.persist(leases(), Promise::Leases(1));
+        assert_eq!(batches(&mut outbox), [(1, 1, true)]);
+
+        outbox.save(record(2));
+        outbox.flush(&BTreeMap::new(), Time(0));
+        assert_eq!(batches(&mut outbox), [(2, 1, false)], "nothing else goes to the disk: they go alone");
+        outbox.back_off(Time(0));
+        outbox.take_promise(2);
+        outbox.save(record(2));
+        outbox.flush(&BTreeMap::new(), Time(10));
+        outbox.persist(leases(), Promise::Leases(2));
+        assert_eq!(batches(&mut outbox), [(3, 0, true)], "the leases do not fail with the records");
+
+        outbox.flush(&BTreeMap::new(), Time(RETRY_AFTER.as_millis() as u64));
+        assert_eq!(batches(&mut outbox), [(4, 1, false)], "tried again");
+        outbox.take_promise(4);
+        outbox.go_on();
+        outbox.save(record(3));
+        outbox.persist(leases(), Promise::Leases(3));
+        assert_eq!(batches(&mut outbox), [(5, 1, true)]);
+    }
 }

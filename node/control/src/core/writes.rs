@@ -153,6 +153,10 @@ impl Control {
     pub(super) fn request(&mut self, request: RequestId, write: Write, now: Now) {
         let refused = if !self.is_manager(self.me) {
             Some(WriteError::NotManager { managers: self.manager_addresses() })
+        } else if let Some(refusal) = &self.storage {
+            // The other voters could keep it, but a user of this node should learn now what is wrong with it, not when it
+            // is the last one left.
+            Some(WriteError::Storage(refusal.clone()))
         } else {
             self.requests.add(request, write, now.time).err()
         };
@@ -369,7 +373,8 @@ impl Control {
             }
             Some(Promise::Commit(request)) => self.commit.answer(self.me, request, Ok(())),
             Some(Promise::Tombstones { to, held }) => self.outbox.send(to, PeerMessage::TombstonesHeld { held }),
-            Some(Promise::Background(_)) | None => {}
+            Some(Promise::Background(_)) => self.outbox.go_on(),
+            None => {}
         }
     }
 
@@ -402,5 +407,84 @@ impl Control {
         for peer in peers {
             self.outbox.send(peer, PeerMessage::Farewell { restarting });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Boot, Event, Faults, bootstrap};
+    use shoal_protocol::value::{ClusterObject, NodeStatus};
+    use shoal_protocol::{ClusterId, ServiceId, Time, WallTime};
+    use std::collections::BTreeMap;
+
+    const ME: NodeId = NodeId(1);
+    const SPEC: &str = r#"{"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "x"}}}"#;
+
+    /// The only manager of a new cluster.
+    fn alone() -> Control {
+        let cluster = ClusterObject {
+            id: ClusterId(1),
+            index: 1,
+            created: WallTime(0),
+            updated: WallTime(0),
+            root_pem: String::new(),
+            sealed: Vec::new(),
+        };
+        let (records, leases) = bootstrap::first_document(ME, cluster, WallTime(0)).unwrap();
+        let boot = Boot {
+            me: ME,
+            cluster: ClusterId(1),
+            role: Role::Manager,
+            incarnation: 1,
+            records,
+            leases: Some(leases),
+            restarted: false,
+            status: NodeStatus::default(),
+            serves_host_ports: false,
+            addresses: BTreeMap::new(),
+            seed: 1,
+            faults: Faults::default(),
+        };
+        Control::new(boot, at(0))
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { time: Time(ms), wall: WallTime(0) }
+    }
+
+    /// Lets `ms` milliseconds pass with a disk that takes everything; returns the answers to users.
+    fn run(control: &mut Control, from: u64, ms: u64) -> Vec<(RequestId, Result<Written, WriteError>)> {
+        let mut answers = Vec::new();
+        for time in from..from + ms {
+            control.handle_event(Event::Tick, at(time));
+            while let Some(action) = control.poll_action() {
+                match action {
+                    Action::Persist { token, .. } => control.handle_event(Event::Persisted { token }, at(time)),
+                    Action::Reply { request, result } => answers.push((request, result)),
+                    _ => {}
+                }
+            }
+        }
+        answers
+    }
+
+    #[test]
+    fn a_node_without_room_refuses_writes_until_it_has_some() {
+        let mut control = alone();
+        run(&mut control, 0, 4_000);
+        let write = || Write::CreateService { id: ServiceId(7), spec: SPEC.to_owned() };
+        control.handle_event(Event::Storage(Some("no space left: /data".to_owned())), at(4_000));
+        control.handle_event(Event::Request { request: 1, write: write() }, at(4_000));
+        let refused = Err(WriteError::Storage("no space left: /data".to_owned()));
+        assert_eq!(run(&mut control, 4_000, 1), [(1, refused)]);
+        assert_eq!(control.storage_refusal(), Some("no space left: /data"));
+        assert!(control.store().service_spec(ServiceId(7)).is_none());
+
+        control.handle_event(Event::Storage(None), at(4_001));
+        control.handle_event(Event::Request { request: 2, write: write() }, at(4_001));
+        let answers = run(&mut control, 4_001, 100);
+        assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
+        assert!(control.store().service_spec(ServiceId(7)).is_some());
     }
 }

@@ -245,7 +245,7 @@ impl Control {
             Event::Message { from, message } => self.handle_message(from, message, now),
             Event::Persisted { token } => self.persisted(token, now),
             Event::PersistFailed { token, error } => self.persist_failed(token, error, now),
-            Event::Storage(refusal) => self.storage = refusal,
+            Event::Storage(refusal) => self.storage_changed(refusal),
             Event::Request { request, write } => self.request(request, write, now),
             Event::Driver { task, report } => self.agent.handle_report(task, report, now),
             Event::Found(found) => self.agent.found(found, now),

@@ -22,8 +22,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Why a batch is made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Promise {
-    /// Records that arrived; nobody waits. The keys are written again if this fails.
-    Background(BTreeSet<Key>),
+    /// Records that arrived; nobody waits.
+    Background,
     /// A grant of leases, by the lease core's own number.
     Leases(u64),
     /// Records that a holder asked this voter to keep.
@@ -52,7 +52,8 @@ pub(super) struct Outbox {
     status: BTreeMap<Key, Record>,
     status_due: Option<Time>,
     unsaved: BTreeMap<Key, Record>,
-    promises: BTreeMap<u64, Promise>,
+    /// With the keys of the records in each batch: they are written again if it fails.
+    promises: BTreeMap<u64, (Promise, BTreeSet<Key>)>,
     last_token: u64,
     background: bool,
     /// Set while the disk refuses: when to try again.
@@ -100,20 +101,21 @@ impl Outbox {
 
     /// Asks for a batch to be made durable at once and remembers why.
     pub(super) fn persist(&mut self, mut batch: PersistBatch, promise: Promise) {
-        // What waits anyway shares the transaction, unless the disk would refuse both for its sake.
-        if self.retry_at.is_none() || matches!(promise, Promise::Background(_)) {
+        // What waits anyway shares the transaction, unless the disk would refuse leases for its sake.
+        if self.retry_at.is_none() || !matches!(promise, Promise::Leases(_)) {
             let waiting = std::mem::take(&mut self.unsaved);
             batch.records.extend(waiting.into_values());
         }
         self.last_token += 1;
-        self.promises.insert(self.last_token, promise);
+        let keys = batch.records.iter().map(|record| record.key).collect();
+        self.promises.insert(self.last_token, (promise, keys));
         self.push(Action::Persist { token: self.last_token, batch });
     }
 
-    /// Returns why a batch was written, once.
-    pub(super) fn take_promise(&mut self, token: u64) -> Option<Promise> {
+    /// Returns why a batch was written and of which records, once.
+    pub(super) fn take_promise(&mut self, token: u64) -> Option<(Promise, BTreeSet<Key>)> {
         let promise = self.promises.remove(&token);
-        if matches!(promise, Some(Promise::Background(_))) {
+        if matches!(promise, Some((Promise::Background, _))) {
             self.background = false;
         }
         promise
@@ -153,8 +155,7 @@ impl Outbox {
         }
         if !self.background && !self.unsaved.is_empty() && self.retry_at.is_none_or(|at| at <= now) {
             self.background = true;
-            let keys = self.unsaved.keys().copied().collect();
-            self.persist(PersistBatch::default(), Promise::Background(keys));
+            self.persist(PersistBatch::default(), Promise::Background);
         }
     }
 
@@ -225,7 +226,7 @@ mod tests {
         outbox.flush(&BTreeMap::new(), Time(0));
         assert_eq!(batches(&mut outbox), [(2, 1, false)], "nothing else goes to the disk: they go alone");
         outbox.back_off(Time(0));
-        outbox.take_promise(2);
+        assert_eq!(outbox.take_promise(2), Some((Promise::Background, BTreeSet::from([record(2).key]))));
         outbox.save(record(2));
         outbox.flush(&BTreeMap::new(), Time(10));
         outbox.persist(leases(), Promise::Leases(2));

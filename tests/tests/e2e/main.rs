@@ -7,11 +7,15 @@ use shoal_tests::lab::{Driver, Guard, IMAGE, Lab, LabConfig, repository};
 use shoal_tests::wait::wait_until;
 use shoal_tests::{evidence, walk};
 
+mod disk;
 mod durability;
 mod failover;
+mod intruder;
+mod outcasts;
 mod pauses;
 mod ports;
 mod strangers;
+mod watch;
 
 const START_WAIT: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(60);

@@ -255,6 +255,7 @@ impl Shared {
                     error @ (DriverError::NoSuchImage { .. }
                     | DriverError::Refused(_)
                     | DriverError::Invalid(_)
+                    | DriverError::Full { .. }
                     | DriverError::Failed { .. }),
                 ) => {
                     tracing::debug!(%task, error = chain(&error), "lost the wait for a container; asking again");
@@ -281,7 +282,9 @@ fn failure(task: TaskId, what: &str, error: &DriverError) -> DriverReport {
     let text = chain(error);
     tracing::warn!(%task, call = what, error = text, "driver call failed");
     match error {
-        DriverError::NoSuchImage { .. } | DriverError::Refused(_) => DriverReport::Rejected { error: text },
+        DriverError::NoSuchImage { .. } | DriverError::Refused(_) | DriverError::Full { .. } => {
+            DriverReport::Rejected { error: text }
+        }
         DriverError::Invalid(_) | DriverError::NoSuchTask(_) | DriverError::Failed { .. } => {
             DriverReport::Failed { error: text }
         }

@@ -4,6 +4,8 @@
 //! batch when that is done. A write that failed leaves the store as it was; the database is then opened anew with the next
 //! batch, so a disk that had no space left works again as soon as it has some.
 //!
+//! The last of the space is kept for what the node must be able to promise: records are refused a little earlier than leases.
+//!
 //! A damaged store is never altered: see [`backend`]. One kind of damage cannot be told from a crash, as it would take a
 //! second fsync for each write: when the process was killed and exactly what it wrote last is damaged as well, the store
 //! opens as it was before that write.
@@ -39,6 +41,9 @@ const LOCK_FILE: &str = "store.lock";
 
 /// Batches that wait for the disk at most; whoever writes more waits for room.
 const QUEUE_MAX: usize = 256;
+/// Bytes of free space below which records are refused. What is left is for leases and memberships, which take a few pages,
+/// so that a node whose disk is full of records still votes.
+const RESERVE_BYTES: u64 = 1 << 20;
 /// Bytes that the database caches. Everything is in memory already, so it needs next to none.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -46,7 +51,7 @@ const CACHE_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DiskError {
     /// There is no space left; the next write is tried anew.
-    #[error("no space left on device: {}", path.display())]
+    #[error("no space left on device: {} (make room there)", path.display())]
     Full {
         /// The file that could not grow.
         path: PathBuf,
@@ -147,6 +152,7 @@ pub struct Batch {
 #[derive(Debug, Clone)]
 pub struct Disk {
     jobs: mpsc::Sender<Job>,
+    path: Arc<PathBuf>,
 }
 
 /// Where the result of a write goes.
@@ -174,7 +180,7 @@ pub fn open(data_dir: &Path) -> Result<(Disk, Loaded), DiskError> {
         .name("disk".to_owned())
         .spawn(move || writer.run(queue))
         .map_err(|source| io_error("start a thread for", &path, source))?;
-    Ok((Disk { jobs }, loaded))
+    Ok((Disk { jobs, path: Arc::new(path) }, loaded))
 }
 
 impl Disk {
@@ -183,6 +189,11 @@ impl Disk {
         let (done, answer) = oneshot::channel();
         self.jobs.send(Job::Write(Box::new(batch), done)).await.map_err(|_| DiskError::Closed)?;
         answer.await.map_err(|_| DiskError::Closed)?
+    }
+
+    /// Returns why a record would be refused if it were written now. Blocks no longer than the system takes for an answer.
+    pub fn refusal(&self) -> Option<DiskError> {
+        refusal(&self.path)
     }
 
     /// Writes what is queued before this and closes the store for all handles; another [`open`] then succeeds.
@@ -230,7 +241,8 @@ impl Writer {
 
     fn answer(&mut self, batches: Vec<(Box<Batch>, Done)>) {
         let together = self.write(batches.iter().map(|(batch, _)| &**batch));
-        let alone = matches!(together, Err(DiskError::Unfit { .. })) && batches.len() > 1;
+        // What is refused for its records must not take leases with it.
+        let alone = matches!(together, Err(DiskError::Unfit { .. } | DiskError::Full { .. })) && batches.len() > 1;
         for (batch, done) in batches {
             let result = if alone { self.write(std::iter::once(&*batch)) } else { together.clone() };
             // Whoever does not wait any more does not need the answer.
@@ -239,21 +251,33 @@ impl Writer {
     }
 
     fn write<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> Result<(), DiskError> {
-        let mut batches = batches.peekable();
-        if batches.peek().is_none() {
+        let batches: Vec<&Batch> = batches.collect();
+        if batches.is_empty() {
             return Ok(());
+        }
+        if batches.iter().any(|batch| !batch.records.is_empty())
+            && let Some(refusal) = refusal(&self.path)
+        {
+            return Err(refusal);
         }
         let database = match self.database.take() {
             Some(database) => database,
             None => open_store(&self.path, false, |_| Ok(()))?.0,
         };
-        let result = guarded(|| layout::commit(&database, batches)).map_err(|error| disk_error(&self.path, error));
+        let result =
+            guarded(|| layout::commit(&database, batches.into_iter())).map_err(|error| disk_error(&self.path, error));
         // After a failure of the system the database refuses everything; whatever the failure, it is opened anew.
         if result.is_ok() {
             self.database = Some(database);
         }
         result
     }
+}
+
+fn refusal(path: &Path) -> Option<DiskError> {
+    // Where the system does not say, the write itself will show.
+    let space = rustix::fs::statvfs(path).ok()?;
+    (space.f_bfree.saturating_mul(space.f_frsize) < RESERVE_BYTES).then(|| DiskError::Full { path: path.to_owned() })
 }
 
 fn lock(data_dir: &Path) -> Result<File, DiskError> {

@@ -1,5 +1,9 @@
 //! What runs containers, behind one trait.
 
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -30,6 +34,12 @@ pub enum DriverError {
     /// The task's own settings cannot work anywhere.
     #[error("{0}")]
     Invalid(String),
+    /// There is no space left for what was to be stored.
+    #[error("no space left on device: {} (make room there)", path.display())]
+    Full {
+        /// Below which there is none.
+        path: PathBuf,
+    },
     /// There is no such container.
     #[error("no container for task {0}")]
     NoSuchTask(TaskId),
@@ -41,6 +51,23 @@ pub enum DriverError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl DriverError {
+    /// Returns this error, or that there is no space left below `path` if that is its cause.
+    #[must_use]
+    pub fn or_full(self, path: &Path) -> Self {
+        match self {
+            Self::Failed { source, .. } if is_full(&*source) => Self::Full { path: path.to_owned() },
+            other => other,
+        }
+    }
+}
+
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 /// How a container ended.
@@ -157,4 +184,23 @@ pub trait Driver: Send + Sync + 'static {
     /// Removes every container of this node and what the driver set up on the machine: the node leaves its cluster. Images
     /// stay.
     async fn close(&self) -> Result<(), DriverError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let failed = |source: Box<dyn Error + Send + Sync>| DriverError::Failed { what: "store".to_owned(), source };
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        for (name, error, want) in [
+            ("full", failed(full.into()), "no space left on device: /data (make room there)"),
+            ("refused", failed(io::Error::from(io::ErrorKind::PermissionDenied).into()), "store: permission denied"),
+            ("no failure of the system", failed("why".into()), "store: why"),
+            ("not a failure", DriverError::Invalid("no".to_owned()), "no"),
+        ] {
+            assert_eq!(error.or_full(Path::new("/data")).to_string(), want, "{name}");
+        }
+    }
 }

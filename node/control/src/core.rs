@@ -121,6 +121,8 @@ pub struct Control {
     routes: RouteTable,
     host_ports: BTreeMap<u16, SocketAddr>,
     quorum_lost: Option<Time>,
+    /// Why this node's disk takes no records, if it does not.
+    storage: Option<String>,
     /// Whether a manager's document was seen since the start: before that, nothing is known to be unwanted.
     synced: bool,
     agent_synced: bool,
@@ -213,6 +215,7 @@ impl Control {
             routes: RouteTable::new(),
             host_ports: BTreeMap::new(),
             quorum_lost: None,
+            storage: None,
             synced: false,
             agent_synced: false,
             serves_host_ports: boot.serves_host_ports,
@@ -242,6 +245,7 @@ impl Control {
             Event::Message { from, message } => self.handle_message(from, message, now),
             Event::Persisted { token } => self.persisted(token, now),
             Event::PersistFailed { token, error } => self.persist_failed(token, error, now),
+            Event::Storage(refusal) => self.storage_changed(refusal),
             Event::Request { request, write } => self.request(request, write, now),
             Event::Driver { task, report } => self.agent.handle_report(task, report, now),
             Event::Found(found) => self.agent.found(found, now),
@@ -403,6 +407,11 @@ impl Control {
         let voters = self.leases.voters();
         let alive = voters.members.iter().filter(|voter| self.is_alive(**voter)).count();
         !voters.members.is_empty() && alive >= voters.majority()
+    }
+
+    /// Returns why this node's disk takes no records, if it does not.
+    pub fn storage_refusal(&self) -> Option<&str> {
+        self.storage.as_deref()
     }
 
     /// Returns who holds a lease and under which epoch, as far as this node knows.

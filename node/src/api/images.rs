@@ -83,8 +83,10 @@ pub(super) async fn load(
 ) -> Result<Response, ApiError> {
     let pieces = body.into_data_stream().map(|piece| piece.map_err(io::Error::other)).boxed();
     if !is_on(query.all.as_deref()) {
-        let references = api.backend.load_image(Box::new(StreamReader::new(pieces))).await?;
-        return Ok(answer(references.iter().map(|reference| loaded(reference, None))));
+        let (feed, pieces_of_one) = Feed::new();
+        let load = unless(feed.given_up.clone(), api.load_here(pieces_of_one));
+        let ((), references) = join(pump(pieces, vec![feed]), load).await;
+        return Ok(answer(references?.iter().map(|reference| loaded(reference, None))));
     }
     let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await?;
     let ready: Vec<NodeView> =
@@ -92,18 +94,9 @@ pub(super) async fn load(
     let mut feeds = Vec::new();
     let mut loads = Vec::new();
     for node in &ready {
-        let (sender, waiting) = mpsc::channel(PIECES_MAX);
-        let given_up = CancellationToken::new();
-        feeds.push(Feed { pieces: sender, given_up: given_up.clone() });
-        let load = api.load_on(snapshot.me, node.id, receiver(waiting));
-        loads.push(async move {
-            tokio::select! {
-                result = load => result,
-                () = given_up.cancelled() => {
-                    Err(ApiError::unavailable(format!("took nothing for {} s", PIECE_TIMEOUT.as_secs())))
-                }
-            }
-        });
+        let (feed, pieces_of_one) = Feed::new();
+        loads.push(unless(feed.given_up.clone(), api.load_on(snapshot.me, node.id, pieces_of_one)));
+        feeds.push(feed);
     }
     let ((), results) = join(pump(pieces, feeds), join_all(loads)).await;
     let lines = ready.iter().zip(results).flat_map(|(node, result)| match result {
@@ -114,9 +107,13 @@ pub(super) async fn load(
 }
 
 impl Api {
+    async fn load_here(&self, pieces: Pieces) -> Result<Vec<String>, ApiError> {
+        Ok(self.backend.load_image(Box::new(StreamReader::new(pieces))).await?)
+    }
+
     async fn load_on(&self, me: NodeId, node: NodeId, pieces: Pieces) -> Result<Vec<String>, ApiError> {
         if node == me {
-            return Ok(self.backend.load_image(Box::new(StreamReader::new(pieces))).await?);
+            return self.load_here(pieces).await;
         }
         let request = Request::builder()
             .method(Method::POST)
@@ -141,10 +138,6 @@ impl Api {
 
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
-fn receiver(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Pieces {
-    stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|piece| (piece, pieces)) }).boxed()
-}
-
 /// One node's end of an upload.
 struct Feed {
     pieces: mpsc::Sender<io::Result<Bytes>>,
@@ -152,6 +145,12 @@ struct Feed {
 }
 
 impl Feed {
+    fn new() -> (Self, Pieces) {
+        let (sender, waiting) = mpsc::channel(PIECES_MAX);
+        let next = |mut waiting: mpsc::Receiver<_>| async move { waiting.recv().await.map(|piece| (piece, waiting)) };
+        (Self { pieces: sender, given_up: CancellationToken::new() }, stream::unfold(waiting, next).boxed())
+    }
+
     /// Hands on a piece; returns whether the node wants more.
     async fn send(&self, piece: io::Result<Bytes>) -> bool {
         match tokio::time::timeout(PIECE_TIMEOUT, self.pieces.send(piece)).await {
@@ -164,7 +163,21 @@ impl Feed {
     }
 }
 
-/// Hands each piece to every node. A broken upload is an error for all: nobody may take a part for the whole.
+/// Waits for what a node makes of its pieces, unless it is given up.
+async fn unless<T>(
+    given_up: CancellationToken,
+    load: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        result = load => result,
+        () = given_up.cancelled() => {
+            Err(ApiError::unavailable(format!("took nothing for {} s", PIECE_TIMEOUT.as_secs())))
+        }
+    }
+}
+
+/// Hands each piece to every node. A broken upload is an error for all: nobody may take a part for the whole. What no node
+/// wants any more is read nevertheless: a client that cannot send does not listen to why.
 async fn pump(mut pieces: Pieces, mut feeds: Vec<Feed>) {
     while let Some(piece) = pieces.next().await {
         let copy = || match &piece {
@@ -174,7 +187,7 @@ async fn pump(mut pieces: Pieces, mut feeds: Vec<Feed>) {
         let wants_more = join_all(feeds.iter().map(|feed| feed.send(copy()))).await;
         let mut wants_more = wants_more.into_iter();
         feeds.retain(|_| wants_more.next().unwrap_or(false));
-        if piece.is_err() || feeds.is_empty() {
+        if piece.is_err() {
             return;
         }
     }

@@ -272,6 +272,7 @@ impl From<DriverError> for ApiError {
             DriverError::NoSuchImage { .. } | DriverError::NoSuchTask(_) => StatusCode::NOT_FOUND,
             DriverError::Refused(_) => StatusCode::CONFLICT,
             DriverError::Invalid(_) => StatusCode::BAD_REQUEST,
+            DriverError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
             DriverError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

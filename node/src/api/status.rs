@@ -25,6 +25,8 @@ pub struct StatusFacts {
     pub nodes: Vec<NodeFacts>,
     /// Records that this node cannot read.
     pub quarantined: usize,
+    /// Why this node's disk takes no records, if it does not.
+    pub storage: Option<String>,
 }
 
 /// What is known of one lease.
@@ -120,6 +122,9 @@ fn warnings(facts: &StatusFacts) -> Vec<String> {
             warnings.push(format!("node {name} cannot publish port {port}: {error}"));
         }
     }
+    if let Some(refusal) = &facts.storage {
+        warnings.push(format!("writes at this node are refused: {refusal}"));
+    }
     if facts.quarantined > 0 {
         warnings.push(format!("{} records cannot be read by this version", facts.quarantined));
     }
@@ -149,6 +154,7 @@ mod tests {
             }],
             nodes: vec![node(1, NodeState::Ready, Some(5)), node(2, NodeState::Ready, Some(5))],
             quarantined: 0,
+            storage: None,
         }
     }
 
@@ -172,9 +178,15 @@ mod tests {
         facts.nodes[1].state = NodeState::Down;
         facts.leases[0].holder = None;
         facts.quarantined = 1;
+        facts.storage = Some("no space left".to_owned());
         let report = StatusReport::new(&facts);
         assert!(report.agree, "a node that is gone is not asked");
-        let want = ["without a holder: registry", "node n2 is down", "1 records cannot be read by this version"];
+        let want = [
+            "without a holder: registry",
+            "node n2 is down",
+            "writes at this node are refused: no space left",
+            "1 records cannot be read by this version",
+        ];
         assert_eq!(report.warnings, want);
         facts.quorum = false;
         assert!(StatusReport::new(&facts).warnings[0].starts_with("no quorum"));

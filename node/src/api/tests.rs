@@ -194,6 +194,7 @@ impl Backend for Fake {
             leases: vec![LeaseFacts { lease: LeaseId::REGISTRY, holder: Some((ME, 1)), expires_in: None }],
             nodes: nodes.to_vec(),
             quarantined: 0,
+            storage: None,
         }))
     }
 
@@ -244,7 +245,12 @@ impl Backend for Fake {
     }
 
     async fn load_image(&self, mut archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<Vec<String>, DriverError> {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; 4];
+        let read = archive.read_exact(&mut bytes).await;
+        read.map_err(|error| DriverError::Invalid(error.to_string()))?;
+        if bytes == b"full" {
+            return Err(DriverError::Full { path: "/data".into() });
+        }
         archive.read_to_end(&mut bytes).await.map_err(|error| DriverError::Invalid(error.to_string()))?;
         self.loaded.lock().unwrap().push(bytes);
         Ok(vec!["lab/web:1".to_owned()])

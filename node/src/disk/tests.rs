@@ -385,6 +385,38 @@ async fn fill_and_recover(dir: &Path) {
     disk.close().await;
 }
 
+#[test]
+fn on_a_disk_full_of_records_leases_can_still_be_promised() {
+    let dir = tempfile::tempdir().unwrap();
+    on_a_small_disk(dir.path(), 16 << 20, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (disk, _) = open(dir.path()).unwrap();
+            assert!(disk.refusal().is_none());
+            let ballast = File::create(dir.path().join("ballast")).unwrap();
+            let free = |dir: &Path| rustix::fs::statvfs(dir).map(|space| space.f_bfree * space.f_frsize).unwrap();
+            let room = free(dir.path()) - RESERVE_BYTES / 2;
+            std::os::unix::fs::FileExt::write_all_at(&ballast, &vec![0; room as usize], 0).unwrap();
+            let leases = |epoch: u8| Batch { leases: Some(vec![epoch; 4000]), ..Batch::default() };
+            let records = storing(vec![record(1, 1, b"one")]);
+            for epoch in 0..100 {
+                // Together in the queue, perhaps in one transaction: what becomes of one is not what becomes of the other.
+                let (stored, refused) = tokio::join!(disk.write(leases(epoch)), disk.write(records.clone()));
+                stored.unwrap();
+                assert!(matches!(refused, Err(DiskError::Full { .. })), "{refused:?}");
+            }
+            assert!(matches!(disk.refusal(), Some(DiskError::Full { .. })));
+            ballast.set_len(0).unwrap();
+            assert!(disk.refusal().is_none());
+            disk.write(records).await.unwrap();
+            disk.close().await;
+            let (disk, loaded) = open(dir.path()).unwrap();
+            assert_eq!((loaded.leases, loaded.records.len()), (Some(vec![99; 4000]), 1));
+            disk.close().await;
+        });
+    });
+}
+
 /// Writes zeros until nothing more fits.
 fn fill(path: &Path) {
     use std::io::Write;

@@ -389,6 +389,7 @@ fn no_task<T>(result: Result<T, DriverError>) -> Option<TaskId> {
             DriverError::NoSuchImage { .. }
             | DriverError::Refused(_)
             | DriverError::Invalid(_)
+            | DriverError::Full { .. }
             | DriverError::Failed { .. },
         ) => None,
     }

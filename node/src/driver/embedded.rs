@@ -127,6 +127,25 @@ impl EmbeddedDriver {
         }
     }
 
+    async fn take_archive(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError> {
+        let incoming = self.images.incoming().map_err(|error| self.image_error(error))?;
+        let what = "failed to store the archive";
+        let mut file = tokio::fs::File::from_std(incoming.file.try_clone().map_err(failed(what))?);
+        let bytes = tokio::io::copy(&mut archive.take(ARCHIVE_BYTES_MAX + 1), &mut file).await.map_err(failed(what))?;
+        if bytes > ARCHIVE_BYTES_MAX {
+            return Err(DriverError::Invalid(format!("archive exceeds {ARCHIVE_BYTES_MAX} bytes")));
+        }
+        file.flush().await.map_err(failed(what))?;
+        drop(file);
+        let images = Arc::clone(&self.images);
+        let loaded = tokio::task::spawn_blocking(move || {
+            io::Seek::rewind(&mut &incoming.file)
+                .map_err(|error| ImageError::io("failed to read the archive", error))?;
+            images.load(incoming)
+        });
+        loaded.await.map_err(failed("failed to load the image"))?.map_err(|error| self.image_error(error))
+    }
+
     fn image_error(&self, error: ImageError) -> DriverError {
         error.into_driver_error(&self.config.hostname)
     }
@@ -220,7 +239,8 @@ impl Driver for EmbeddedDriver {
             DriverError::Refused(format!("no free address for a container in {}", self.network.subnet()))
         })?;
         let result = plan::resolve(plan, &image, &self.config, self.network.subnet(), address)
-            .and_then(|bundle| self.store(&bundle).map(|()| bundle.container_id));
+            .and_then(|bundle| self.store(&bundle).map(|()| bundle.container_id))
+            .map_err(|error| error.or_full(&self.config.data_dir));
         if result.is_err() {
             self.addresses.lock().unwrap_or_else(PoisonError::into_inner).give_back(address);
         }
@@ -311,22 +331,7 @@ impl Driver for EmbeddedDriver {
     }
 
     async fn load_image(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError> {
-        let incoming = self.images.incoming().map_err(|error| self.image_error(error))?;
-        let what = "failed to store the archive";
-        let mut file = tokio::fs::File::from_std(incoming.file.try_clone().map_err(failed(what))?);
-        let bytes = tokio::io::copy(&mut archive.take(ARCHIVE_BYTES_MAX + 1), &mut file).await.map_err(failed(what))?;
-        if bytes > ARCHIVE_BYTES_MAX {
-            return Err(DriverError::Invalid(format!("archive exceeds {ARCHIVE_BYTES_MAX} bytes")));
-        }
-        file.flush().await.map_err(failed(what))?;
-        drop(file);
-        let images = Arc::clone(&self.images);
-        let loaded = tokio::task::spawn_blocking(move || {
-            io::Seek::rewind(&mut &incoming.file)
-                .map_err(|error| ImageError::io("failed to read the archive", error))?;
-            images.load(incoming)
-        });
-        loaded.await.map_err(failed("failed to load the image"))?.map_err(|error| self.image_error(error))
+        self.take_archive(archive).await.map_err(|error| error.or_full(&self.config.data_dir))
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, DriverError> {

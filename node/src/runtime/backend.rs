@@ -130,6 +130,7 @@ fn status(control: &Control, now: Now) -> StatusReport {
             })
             .collect(),
         quarantined: store.quarantined().len(),
+        storage: control.storage_refusal().map(str::to_owned),
     })
 }
 

@@ -198,6 +198,11 @@ impl Member {
 
     /// Takes in a write of the API.
     pub(super) fn write(&mut self, write: Write, reply: oneshot::Sender<Result<Written, WriteError>>) {
+        // Not what was found a second ago: whoever has just made room may write.
+        let refusal = self.disk.refusal().map(|error| error.to_string());
+        if refusal.as_deref() != self.control.storage_refusal() {
+            self.handle(Event::Storage(refusal));
+        }
         self.request(write, Waiting::Api(reply));
     }
 

@@ -1,12 +1,15 @@
-//! Carries batches to the disk in order, several in one transaction when they come faster than the disk takes them.
+//! Carries batches to the disk in order, several in one transaction when they come faster than the disk takes them, and
+//! tells when the disk begins and ends to refuse.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use shoal_control::core::{Event, PersistBatch};
 use shoal_protocol::Key;
 use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::disk::{Batch, Disk};
+use crate::disk::{Batch, Disk, DiskError};
 
 /// Batches that may wait for the disk. When as many wait the event loop does, too: a disk that is slower than the cluster's
 /// changes must slow the node down, not fill its memory.
@@ -15,55 +18,114 @@ pub const QUEUE_MAX: usize = 256;
 /// Batches that share one transaction at most.
 const TOGETHER_MAX: usize = 64;
 
-/// Starts carrying batches. Reports [`Event::Persisted`] or [`Event::PersistFailed`] for each, in order.
+/// How often the disk is asked whether it has room.
+const ROOM_CHECK: Duration = Duration::from_secs(1);
+
+/// Starts carrying batches. Reports [`Event::Persisted`] or [`Event::PersistFailed`] for each, in order, and
+/// [`Event::Storage`] when the disk has no room any more or has some again.
 pub fn spawn(disk: Disk, reports: mpsc::Sender<Event>) -> mpsc::Sender<(u64, PersistBatch)> {
     let (sender, mut batches) = mpsc::channel::<(u64, PersistBatch)>(QUEUE_MAX);
     tokio::spawn(async move {
-        while let Some((token, first)) = batches.recv().await {
-            let mut tokens = vec![token];
-            let mut together = vec![first];
-            while together.len() < TOGETHER_MAX
-                && let Ok((token, next)) = batches.try_recv()
-            {
-                tokens.push(token);
-                together.push(next);
-            }
-            let result = match join(together) {
-                Ok(batch) => disk.write(batch).await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
+        let mut room_check = interval(ROOM_CHECK);
+        room_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut refusal = None;
+        loop {
+            let reported = tokio::select! {
+                biased;
+                batch = batches.recv() => match batch {
+                    Some(first) => carry(first, &mut batches, &disk, &reports).await,
+                    None => return,
+                },
+                _ = room_check.tick() => tell_room(&disk, &mut refusal, &reports).await,
             };
-            for token in tokens {
-                let event = match &result {
-                    Ok(()) => Event::Persisted { token },
-                    Err(error) => Event::PersistFailed { token, error: error.clone() },
-                };
-                if reports.send(event).await.is_err() {
-                    return;
-                }
+            if reported.is_err() {
+                return;
             }
         }
     });
     sender
 }
 
+/// Writes a batch and those that wait behind it. What a full disk refuses for its records is tried alone once more: leases
+/// still fit where records do not.
+async fn carry(
+    (token, first): (u64, PersistBatch),
+    batches: &mut mpsc::Receiver<(u64, PersistBatch)>,
+    disk: &Disk,
+    reports: &mpsc::Sender<Event>,
+) -> Result<(), mpsc::error::SendError<Event>> {
+    let mut together = vec![(token, first)];
+    while together.len() < TOGETHER_MAX
+        && let Ok(next) = batches.try_recv()
+    {
+        together.push(next);
+    }
+    let result = write(disk, together.iter().map(|(_, batch)| batch)).await;
+    let alone = matches!(result, Err(WriteFailure::Disk(DiskError::Full { .. }))) && together.len() > 1;
+    for (token, batch) in &together {
+        let result = if alone { write(disk, std::iter::once(batch)).await } else { result.clone() };
+        let event = match result {
+            Ok(()) => Event::Persisted { token: *token },
+            Err(error) => {
+                tracing::debug!(%error, "a batch was not stored");
+                Event::PersistFailed { token: *token, error: error.to_string() }
+            }
+        };
+        reports.send(event).await?;
+    }
+    Ok(())
+}
+
+/// Why a batch was not stored.
+#[derive(Debug, Clone, thiserror::Error)]
+enum WriteFailure {
+    #[error(transparent)]
+    Disk(DiskError),
+    #[error("{0}")]
+    Codec(String),
+}
+
+async fn write<'a>(disk: &Disk, batches: impl Iterator<Item = &'a PersistBatch>) -> Result<(), WriteFailure> {
+    let batch = join(batches).map_err(|error| WriteFailure::Codec(error.to_string()))?;
+    disk.write(batch).await.map_err(WriteFailure::Disk)
+}
+
+/// Tells of a change in whether the disk has room.
+async fn tell_room(
+    disk: &Disk,
+    told: &mut Option<String>,
+    reports: &mpsc::Sender<Event>,
+) -> Result<(), mpsc::error::SendError<Event>> {
+    let refusal = disk.refusal().map(|error| error.to_string());
+    if refusal == *told {
+        return Ok(());
+    }
+    match &refusal {
+        Some(error) => tracing::error!(%error, "writes at this node are refused until there is room; its tasks go on"),
+        None => tracing::info!("there is room on the disk again: writes at this node go on"),
+    }
+    told.clone_from(&refusal);
+    reports.send(Event::Storage(refusal)).await
+}
+
 /// Makes one batch of several; what a later one says of a key is what is kept of it.
-fn join(batches: Vec<PersistBatch>) -> Result<Batch, shoal_protocol::codec::CodecError> {
+fn join<'a>(batches: impl Iterator<Item = &'a PersistBatch>) -> Result<Batch, shoal_protocol::codec::CodecError> {
     let (mut records, mut removed) = (Vec::new(), BTreeSet::new());
     let mut leases = None;
     for batch in batches {
-        for record in batch.records {
+        for record in &batch.records {
             removed.remove(&record.key);
-            records.push(record);
+            records.push(record.clone());
         }
-        let gone: BTreeSet<Key> = batch.removed.into_iter().collect();
+        let gone: BTreeSet<Key> = batch.removed.iter().copied().collect();
         records.retain(|record| !gone.contains(&record.key));
         removed.extend(gone);
-        leases = batch.leases.or(leases);
+        leases = batch.leases.as_ref().or(leases);
     }
     Ok(Batch {
         records,
         removed: removed.into_iter().collect(),
-        leases: leases.as_ref().map(shoal_protocol::codec::encode).transpose()?,
+        leases: leases.map(shoal_protocol::codec::encode).transpose()?,
         ..Batch::default()
     })
 }
@@ -82,12 +144,12 @@ mod tests {
             shoal_control::store::Store::seal(key, stamp, NodeId(1), None).unwrap()
         };
         let batch = |records: Vec<Record>, removed: Vec<Key>| PersistBatch { records, removed, leases: None };
-        let joined = join(vec![
+        let batches = [
             batch(vec![record(gone, 1), record(kept, 2)], vec![]),
             batch(vec![], vec![gone, kept]),
             batch(vec![record(kept, 3)], vec![]),
-        ])
-        .unwrap();
+        ];
+        let joined = join(batches.iter()).unwrap();
         assert_eq!(joined.records, [record(kept, 3)]);
         assert_eq!(joined.removed, [gone]);
     }

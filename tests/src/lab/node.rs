@@ -100,8 +100,7 @@ impl Node<'_> {
         }
         engine::start(self)?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.entered("shoald")?;
-        command.args(self.arguments()?).current_dir(self.dir());
+        let mut command = self.command()?;
         // A process group of its own: an interrupt at the terminal is for whoever runs the laboratory, who cleans up.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
@@ -114,6 +113,13 @@ impl Node<'_> {
             Ok(process::is_of_data_dir(pid, &data_dir) || process::arguments(pid).is_empty())
         })?;
         Ok(())
+    }
+
+    /// Returns the command that is its daemon, for whoever wants to see how it ends.
+    pub fn command(self) -> Result<Command> {
+        let mut command = self.entered("shoald")?;
+        command.args(self.arguments()?).current_dir(self.dir());
+        Ok(command)
     }
 
     /// Starts its daemon and waits until it answers.

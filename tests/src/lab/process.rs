@@ -22,6 +22,13 @@ pub fn is_of_data_dir(pid: i32, data_dir: &Path) -> bool {
     program.is_some_and(|name| name == "shoald") && arguments.iter().any(|argument| argument.contains(&*wanted))
 }
 
+/// Returns when a process was started, in clock ticks since the machine was, if it is there. Source: proc(5), `starttime`.
+pub fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may hold anything; the third field follows it.
+    stat.rsplit_once(") ")?.1.split(' ').nth(22 - 3)?.parse().ok()
+}
+
 /// Returns a process's arguments; none if it is gone or a zombie.
 pub fn arguments(pid: i32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -54,6 +54,8 @@ pub enum Event {
         /// For people, with the path and the way out.
         error: String,
     },
+    /// Whether this node's disk takes records has changed: why it does not, or `None`.
+    Storage(Option<String>),
     /// A user wants to write.
     Request {
         /// Repeated in [`Action::Reply`].

@@ -22,8 +22,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Why a batch is made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Promise {
-    /// Records that arrived; nobody waits. The keys are written again if this fails.
-    Background(BTreeSet<Key>),
+    /// Records that arrived; nobody waits.
+    Background,
     /// A grant of leases, by the lease core's own number.
     Leases(u64),
     /// Records that a holder asked this voter to keep.
@@ -52,10 +52,12 @@ pub(super) struct Outbox {
     status: BTreeMap<Key, Record>,
     status_due: Option<Time>,
     unsaved: BTreeMap<Key, Record>,
-    promises: BTreeMap<u64, Promise>,
+    /// With the keys of the records in each batch: they are written again if it fails.
+    promises: BTreeMap<u64, (Promise, BTreeSet<Key>)>,
     last_token: u64,
     background: bool,
-    retry_at: Time,
+    /// Set while the disk refuses: when to try again.
+    retry_at: Option<Time>,
 }
 
 impl Outbox {
@@ -99,18 +101,21 @@ impl Outbox {
 
     /// Asks for a batch to be made durable at once and remembers why.
     pub(super) fn persist(&mut self, mut batch: PersistBatch, promise: Promise) {
-        // What waits anyway shares the transaction.
-        let waiting = std::mem::take(&mut self.unsaved);
-        batch.records.extend(waiting.into_values());
+        // What waits anyway shares the transaction, unless the disk would refuse leases for its sake.
+        if self.retry_at.is_none() || !matches!(promise, Promise::Leases(_)) {
+            let waiting = std::mem::take(&mut self.unsaved);
+            batch.records.extend(waiting.into_values());
+        }
         self.last_token += 1;
-        self.promises.insert(self.last_token, promise);
+        let keys = batch.records.iter().map(|record| record.key).collect();
+        self.promises.insert(self.last_token, (promise, keys));
         self.push(Action::Persist { token: self.last_token, batch });
     }
 
-    /// Returns why a batch was written, once.
-    pub(super) fn take_promise(&mut self, token: u64) -> Option<Promise> {
+    /// Returns why a batch was written and of which records, once.
+    pub(super) fn take_promise(&mut self, token: u64) -> Option<(Promise, BTreeSet<Key>)> {
         let promise = self.promises.remove(&token);
-        if matches!(promise, Some(Promise::Background(_))) {
+        if matches!(promise, Some((Promise::Background, _))) {
             self.background = false;
         }
         promise
@@ -118,7 +123,12 @@ impl Outbox {
 
     /// Holds back writes that nobody waits for: the disk just refused one.
     pub(super) fn back_off(&mut self, now: Time) {
-        self.retry_at = now + RETRY_AFTER;
+        self.retry_at = Some(now + RETRY_AFTER);
+    }
+
+    /// Holds nothing back any more: the disk took what nobody waits for.
+    pub(super) fn go_on(&mut self) {
+        self.retry_at = None;
     }
 
     /// Turns what was queued into messages. Status goes to managers at once and to the others a little later, together.
@@ -143,10 +153,9 @@ impl Outbox {
             };
             self.say(peer, records);
         }
-        if !self.background && !self.unsaved.is_empty() && self.retry_at <= now {
+        if !self.background && !self.unsaved.is_empty() && self.retry_at.is_none_or(|at| at <= now) {
             self.background = true;
-            let keys = self.unsaved.keys().copied().collect();
-            self.persist(PersistBatch::default(), Promise::Background(keys));
+            self.persist(PersistBatch::default(), Promise::Background);
         }
     }
 
@@ -173,4 +182,62 @@ fn chunks(records: Vec<Record>) -> Vec<Vec<Record>> {
         }
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_protocol::ServiceId;
+    use shoal_protocol::record::Layer;
+
+    fn record(service: u128) -> Record {
+        Record {
+            key: Key::Service(ServiceId(service)),
+            stamp: Stamp { lineage: 0, epoch: 1, seq: 1 },
+            author: NodeId(1),
+            schema: 1,
+            layer: Layer::Base,
+            body: Some(vec![1]),
+        }
+    }
+
+    /// Takes the batches that are on their way to the disk: number, records in them, whether leases are.
+    fn batches(outbox: &mut Outbox) -> Vec<(u64, usize, bool)> {
+        let actions = std::iter::from_fn(|| outbox.pop());
+        let batches = actions.filter_map(|action| match action {
+            Action::Persist { token, batch } => Some((token, batch.records.len(), batch.leases.is_some())),
+            _ => None,
+        });
+        batches.collect()
+    }
+
+    fn leases() -> PersistBatch {
+        PersistBatch { leases: Some(crate::lease::Durable::default()), ..PersistBatch::default() }
+    }
+
+    #[test]
+    fn records_travel_with_leases_only_while_the_disk_takes_them() {
+        let mut outbox = Outbox::default();
+        outbox.save(record(1));
+        outbox.persist(leases(), Promise::Leases(1));
+        assert_eq!(batches(&mut outbox), [(1, 1, true)]);
+
+        outbox.save(record(2));
+        outbox.flush(&BTreeMap::new(), Time(0));
+        assert_eq!(batches(&mut outbox), [(2, 1, false)], "nothing else goes to the disk: they go alone");
+        outbox.back_off(Time(0));
+        assert_eq!(outbox.take_promise(2), Some((Promise::Background, BTreeSet::from([record(2).key]))));
+        outbox.save(record(2));
+        outbox.flush(&BTreeMap::new(), Time(10));
+        outbox.persist(leases(), Promise::Leases(2));
+        assert_eq!(batches(&mut outbox), [(3, 0, true)], "the leases do not fail with the records");
+
+        outbox.flush(&BTreeMap::new(), Time(RETRY_AFTER.as_millis() as u64));
+        assert_eq!(batches(&mut outbox), [(4, 1, false)], "tried again");
+        outbox.take_promise(4);
+        outbox.go_on();
+        outbox.save(record(3));
+        outbox.persist(leases(), Promise::Leases(3));
+        assert_eq!(batches(&mut outbox), [(5, 1, true)]);
+    }
 }

@@ -20,7 +20,7 @@ impl Control {
         let removed = self.store.collect();
         if !removed.is_empty() {
             let batch = PersistBatch { removed: removed.into_iter().collect(), ..PersistBatch::default() };
-            self.outbox.persist(batch, Promise::Background(BTreeSet::new()));
+            self.outbox.persist(batch, Promise::Background);
         }
         self.collect_tombstones(now);
     }
@@ -54,11 +54,14 @@ impl Control {
         }
     }
 
-    /// Answers a holder once what is queued for the disk is on it.
+    /// Answers a holder once the tombstones that it asks about are on the disk.
     pub(super) fn confirm_tombstones(&mut self, to: NodeId, asked: &[(Key, Stamp)]) {
         let held = self.store.confirm(asked);
         if !held.is_empty() {
-            self.outbox.persist(PersistBatch::default(), Promise::Tombstones { to, held });
+            // Whatever was written before is written once more: the promise is about the disk.
+            let records = held.iter().filter_map(|(key, _)| self.store.record(key)).collect();
+            let batch = PersistBatch { records, ..PersistBatch::default() };
+            self.outbox.persist(batch, Promise::Tombstones { to, held });
         }
     }
 }

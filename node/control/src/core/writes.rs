@@ -153,6 +153,10 @@ impl Control {
     pub(super) fn request(&mut self, request: RequestId, write: Write, now: Now) {
         let refused = if !self.is_manager(self.me) {
             Some(WriteError::NotManager { managers: self.manager_addresses() })
+        } else if let Some(refusal) = &self.storage {
+            // The other voters could keep it, but a user of this node should learn now what is wrong with it, not when it
+            // is the last one left.
+            Some(WriteError::Storage(refusal.clone()))
         } else {
             self.requests.add(request, write, now.time).err()
         };
@@ -362,35 +366,44 @@ impl Control {
     }
 
     pub(super) fn persisted(&mut self, token: u64, now: Now) {
-        match self.outbox.take_promise(token) {
-            Some(Promise::Leases(token)) => self.leases.handle_event(lease::Event::Persisted(token), now.time),
-            Some(Promise::Append { to, request }) => {
+        let Some((promise, _)) = self.outbox.take_promise(token) else { return };
+        match promise {
+            Promise::Leases(token) => self.leases.handle_event(lease::Event::Persisted(token), now.time),
+            Promise::Append { to, request } => {
                 self.outbox.send(to, PeerMessage::Appended(Appended { request, result: Ok(()) }));
             }
-            Some(Promise::Commit(request)) => self.commit.answer(self.me, request, Ok(())),
-            Some(Promise::Tombstones { to, held }) => self.outbox.send(to, PeerMessage::TombstonesHeld { held }),
-            Some(Promise::Background(_)) | None => {}
+            Promise::Commit(request) => self.commit.answer(self.me, request, Ok(())),
+            Promise::Tombstones { to, held } => self.outbox.send(to, PeerMessage::TombstonesHeld { held }),
+            Promise::Background => self.outbox.go_on(),
         }
     }
 
     pub(super) fn persist_failed(&mut self, token: u64, error: String, now: Now) {
         self.outbox.back_off(now.time);
         let error = AppendError::Storage(error);
-        match self.outbox.take_promise(token) {
-            Some(Promise::Append { to, request }) => {
+        let Some((promise, keys)) = self.outbox.take_promise(token) else { return };
+        match promise {
+            Promise::Append { to, request } => {
                 self.outbox.send(to, PeerMessage::Appended(Appended { request, result: Err(error) }));
             }
-            Some(Promise::Commit(request)) => self.commit.answer(self.me, request, Err(error)),
-            Some(Promise::Leases(token)) => self.leases.handle_event(lease::Event::PersistFailed(token), now.time),
-            Some(Promise::Tombstones { .. }) | None => {}
-            Some(Promise::Background(keys)) => {
-                for key in keys {
-                    if let Some(record) = self.store.record(&key) {
-                        self.outbox.save(record);
-                    }
-                }
+            Promise::Commit(request) => self.commit.answer(self.me, request, Err(error)),
+            Promise::Leases(token) => self.leases.handle_event(lease::Event::PersistFailed(token), now.time),
+            Promise::Tombstones { .. } | Promise::Background => {}
+        }
+        // Whoever waited was told; what the document has belongs on the disk all the same, and will not arrive again.
+        for key in keys {
+            if let Some(record) = self.store.record(&key) {
+                self.outbox.save(record);
             }
         }
+    }
+
+    /// The disk has no room any more, or has some again: then what it refused is stored at once.
+    pub(super) fn storage_changed(&mut self, refusal: Option<String>) {
+        if refusal.is_none() {
+            self.outbox.go_on();
+        }
+        self.storage = refusal;
     }
 
     /// Hands leases over and says farewell.
@@ -402,5 +415,125 @@ impl Control {
         for peer in peers {
             self.outbox.send(peer, PeerMessage::Farewell { restarting });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Boot, Event, Faults, bootstrap};
+    use shoal_protocol::value::{ClusterObject, NodeStatus};
+    use shoal_protocol::{ClusterId, ServiceId, Time, WallTime};
+    use std::collections::BTreeMap;
+
+    const ME: NodeId = NodeId(1);
+    const SPEC: &str = r#"{"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "x"}}}"#;
+
+    /// The only manager of a new cluster.
+    fn alone() -> Control {
+        let cluster = ClusterObject {
+            id: ClusterId(1),
+            index: 1,
+            created: WallTime(0),
+            updated: WallTime(0),
+            root_pem: String::new(),
+            sealed: Vec::new(),
+        };
+        let (records, leases) = bootstrap::first_document(ME, cluster, WallTime(0)).unwrap();
+        let boot = Boot {
+            me: ME,
+            cluster: ClusterId(1),
+            role: Role::Manager,
+            incarnation: 1,
+            records,
+            leases: Some(leases),
+            restarted: false,
+            status: NodeStatus::default(),
+            serves_host_ports: false,
+            addresses: BTreeMap::new(),
+            seed: 1,
+            faults: Faults::default(),
+        };
+        Control::new(boot, at(0))
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { time: Time(ms), wall: WallTime(0) }
+    }
+
+    /// A disk that may refuse records; leases it takes always.
+    #[derive(Default)]
+    struct Disk {
+        is_full: bool,
+        keys: BTreeSet<Key>,
+    }
+
+    impl Disk {
+        fn write(&mut self, token: u64, batch: PersistBatch) -> Event {
+            if self.is_full && !batch.records.is_empty() {
+                return Event::PersistFailed { token, error: "full".to_owned() };
+            }
+            self.keys.extend(batch.records.iter().map(|record| record.key));
+            Event::Persisted { token }
+        }
+    }
+
+    /// Lets `ms` milliseconds pass; returns the answers to users.
+    fn run(
+        control: &mut Control,
+        disk: &mut Disk,
+        from: u64,
+        ms: u64,
+    ) -> Vec<(RequestId, Result<Written, WriteError>)> {
+        let mut answers = Vec::new();
+        for time in from..from + ms {
+            control.handle_event(Event::Tick, at(time));
+            while let Some(action) = control.poll_action() {
+                match action {
+                    Action::Persist { token, batch } => {
+                        let event = disk.write(token, batch);
+                        control.handle_event(event, at(time));
+                    }
+                    Action::Reply { request, result } => answers.push((request, result)),
+                    _ => {}
+                }
+            }
+        }
+        answers
+    }
+
+    #[test]
+    fn what_a_disk_refused_is_stored_later_whoever_waited_for_it() {
+        let mut disk = Disk { is_full: true, ..Disk::default() };
+        let mut control = alone();
+        run(&mut control, &mut disk, 0, 4_000);
+        let claimed = |control: &Control| LeaseId::all().all(|lease| control.store().claim(lease).is_some());
+        assert!(claimed(&control), "a disk that is full of records still lets a node hold leases");
+        assert!(disk.keys.is_empty());
+        disk.is_full = false;
+        run(&mut control, &mut disk, 4_000, 1_500);
+        let durable = LeaseId::all().map(Key::Claim).filter(Key::is_durable);
+        let lacking: Vec<Key> = durable.filter(|key| !disk.keys.contains(key)).collect();
+        assert!(lacking.is_empty(), "{lacking:?}");
+        assert!(!disk.keys.is_empty());
+    }
+
+    #[test]
+    fn a_node_without_room_refuses_writes_until_it_has_some() {
+        let (mut control, mut disk) = (alone(), Disk::default());
+        run(&mut control, &mut disk, 0, 4_000);
+        let write = || Write::CreateService { id: ServiceId(7), spec: SPEC.to_owned() };
+        control.handle_event(Event::Storage(Some("no space left: /data".to_owned())), at(4_000));
+        control.handle_event(Event::Request { request: 1, write: write() }, at(4_000));
+        let refused = Err(WriteError::Storage("no space left: /data".to_owned()));
+        assert_eq!(run(&mut control, &mut disk, 4_000, 1), [(1, refused)]);
+        assert_eq!(control.storage_refusal(), Some("no space left: /data"));
+        assert!(control.store().service_spec(ServiceId(7)).is_none());
+
+        control.handle_event(Event::Storage(None), at(4_001));
+        control.handle_event(Event::Request { request: 2, write: write() }, at(4_001));
+        let answers = run(&mut control, &mut disk, 4_001, 100);
+        assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
+        assert!(control.store().service_spec(ServiceId(7)).is_some());
     }
 }

@@ -116,6 +116,15 @@ async fn tokens_are_shown_to_managers_and_rotated() {
 }
 
 #[tokio::test]
+async fn an_image_without_room_is_refused_once_it_was_sent() {
+    let server = Server::start(Fake::new());
+    let archive = [b"full".as_slice(), &vec![0; 8 << 20]].concat();
+    let (status, body) = server.send(Method::POST, "/images/load", archive).await;
+    let message = serde_json::from_slice::<Value>(&body).unwrap()["message"].clone();
+    assert_eq!((status.as_u16(), message), (507, "no space left on device: /data (make room there)".into()));
+}
+
+#[tokio::test]
 async fn an_image_is_streamed_to_one_node_or_to_all() {
     let server = Server::start(Fake::new());
     let archive = vec![7u8; 3 << 20];

@@ -24,6 +24,7 @@ use crate::disk::{self, Disk, Loaded};
 pub mod backend;
 pub mod clock;
 pub mod command;
+mod finding;
 pub mod machine;
 mod member;
 mod membership;
@@ -127,7 +128,9 @@ impl Daemon {
         let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
         if loaded.cluster.is_some() {
             if asked_for_cluster {
-                tracing::info!("this node is in a cluster already: --init and --join change nothing");
+                tracing::info!(
+                    "this node is in a cluster already: --init changes nothing, --join names where to look for it"
+                );
             }
             daemon.resume(loaded).await?;
         } else if daemon.config.init {

@@ -14,6 +14,9 @@ use shoal_tests::shoal::text;
 use shoal_tests::wait::wait_until;
 use shoal_tests::{evidence, http, walk};
 
+#[path = "e2e/rejoin.rs"]
+mod rejoin;
+
 const START_WAIT: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(60);
 const PUBLISHED: u16 = 8080;

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod balance;
 pub mod core;
+pub mod discovery;
 pub mod lease;
 pub mod orchestrator;
 pub mod routes;

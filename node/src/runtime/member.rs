@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
+use shoal_control::discovery;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::token::Role;
@@ -14,8 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::command::Tokens;
+use super::finding::Finder;
 use super::shells::Shells;
 use crate::agent::AgentHandle;
+use crate::disk::KnownPeer;
 use crate::gossip::{Gossip, GossipEvent, Membership as _};
 use crate::identity::{ClusterSecrets, Membership};
 use crate::ingress::IngressHandle;
@@ -33,6 +36,8 @@ pub(super) enum Happening {
     Swarm(SwarmEvent),
     Driver(TaskId, DriverReport),
     Gossip(GossipEvent),
+    /// Somebody calls on the local link in the name of a node.
+    Heard(NodeId, SocketAddr),
     PortErrors,
     /// A shell is gone: nothing more comes from it.
     Ended,
@@ -50,6 +55,7 @@ pub(super) struct Member {
     pub(super) membership: Membership,
     pub(super) swarm: SwarmHandle,
     pub(super) gossip: Gossip,
+    pub(super) finder: Finder,
     /// Who seemed to be alive when gossip last said so.
     pub(super) gossiped: BTreeSet<NodeId>,
     /// The API, for calls of other nodes.
@@ -58,7 +64,8 @@ pub(super) struct Member {
     pub(super) ingress: IngressHandle,
     pub(super) shells: Shells,
     pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
-    pub(super) disk: crate::disk::Disk,
+    /// Where the other nodes are, for the disk.
+    pub(super) peers: watch::Sender<Vec<KnownPeer>>,
     pub(super) sender: mpsc::Sender<Event>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
@@ -80,7 +87,7 @@ impl Member {
 
     /// Returns when [`Member::tick`] is due.
     pub(super) fn timeout(&self) -> Time {
-        self.control.poll_timeout()
+        self.control.poll_timeout().min(self.finder.timeout())
     }
 
     /// Waits for the next thing to happen. Cancelling it loses nothing.
@@ -93,16 +100,22 @@ impl Member {
                 report.map_or(Happening::Ended, |(task, report)| Happening::Driver(task, report))
             }
             event = self.gossip_events.recv() => event.map_or(Happening::Ended, Happening::Gossip),
+            (node, address) = self.finder.next() => Happening::Heard(node, address),
             Ok(()) = self.port_errors.changed() => Happening::PortErrors,
         }
     }
 
     pub(super) fn tick(&mut self) {
         self.handle(Event::Tick);
+        self.find(discovery::Event::Tick);
     }
 
     pub(super) fn handle(&mut self, event: Event) {
         self.control.handle_event(event, clock::now());
+    }
+
+    fn find(&mut self, event: discovery::Event) {
+        self.finder.handle(event, clock::now().time);
     }
 
     pub(super) fn take_in(&mut self, happening: Happening) {
@@ -111,6 +124,7 @@ impl Member {
             Happening::Swarm(event) => self.swarm_event(event),
             Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
             Happening::Gossip(event) => self.gossip_event(event),
+            Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
             Happening::PortErrors => {
                 let port_errors = self.port_errors.borrow_and_update().clone();
                 let status = self.control.own_status().clone();
@@ -126,11 +140,13 @@ impl Member {
                 tracing::info!(%node, %role, %address, "connected");
                 self.handle(Event::Address { node, address });
                 self.handle(Event::PeerUp { node, role });
+                self.find(discovery::Event::Up(node));
                 self.gossip.meet(address);
             }
             SwarmEvent::Down { node } => {
                 tracing::info!(%node, "disconnected");
                 self.handle(Event::PeerDown { node });
+                self.find(discovery::Event::Down(node));
             }
             SwarmEvent::Message { from, message: PeerMessage::Gossip(bytes) } => {
                 if let Some(peer) = self.swarm.peers().into_iter().find(|peer| peer.node == from) {
@@ -343,22 +359,14 @@ impl Member {
         });
     }
 
-    fn keep_peers(&self, known: BTreeMap<NodeId, BTreeSet<SocketAddr>>, banned: BTreeSet<NodeId>) {
+    fn keep_peers(&mut self, known: BTreeMap<NodeId, BTreeSet<SocketAddr>>, banned: BTreeSet<NodeId>) {
         let known: BTreeMap<NodeId, Vec<_>> =
             known.into_iter().map(|(node, addresses)| (node, addresses.into_iter().collect())).collect();
         self.swarm.set_banned(banned);
-        let peers = known
-            .iter()
-            .map(|(id, addresses)| crate::disk::KnownPeer { id: *id, addresses: addresses.clone() })
-            .collect();
+        self.find(discovery::Event::Known(known.keys().copied().collect()));
+        let peers = known.iter().map(|(id, addresses)| KnownPeer { id: *id, addresses: addresses.clone() });
+        self.peers.send_replace(peers.collect());
         self.swarm.set_peers(known);
-        let disk = self.disk.clone();
-        tokio::spawn(async move {
-            let batch = crate::disk::Batch { peers: Some(peers), ..crate::disk::Batch::default() };
-            if let Err(error) = disk.write(batch).await {
-                tracing::warn!(%error, "failed to note where the other nodes are");
-            }
-        });
     }
 
     /// Says that this node goes away.

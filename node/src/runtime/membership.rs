@@ -18,6 +18,7 @@ use shoal_protocol::{ClusterId, NodeId, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::MembershipError;
+use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
 use super::shells::{Shells, SwarmTunnels};
 use super::{Daemon, clock, persist};
@@ -38,6 +39,9 @@ const GOSSIP_MAX: usize = 64;
 /// Between two attempts to join that `--join` asked for.
 const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// The setting with the names that this node joined by, so that it can ask them again.
+const SEEDS: &str = "seeds";
+
 /// A node that is on its way into a cluster.
 pub(super) struct Joining {
     result: oneshot::Receiver<Joined>,
@@ -50,6 +54,7 @@ pub(super) struct Joined {
     key: NodeKey,
     /// On failure why, with every cause.
     outcome: Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>, JoinReply), String>,
+    seeds: Vec<String>,
     reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
     again: Option<(Vec<String>, String)>,
 }
@@ -63,6 +68,7 @@ struct Start {
     restarted: bool,
     addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
     swarm: Option<(SwarmHandle, mpsc::Receiver<SwarmEvent>)>,
+    seeds: Vec<String>,
 }
 
 /// The answer to whatever needs a cluster. Source: Docker Engine, the same words but for the command.
@@ -111,6 +117,7 @@ impl Daemon {
             restarted: false,
             addresses: BTreeMap::new(),
             swarm: None,
+            seeds: Vec::new(),
         };
         self.begin(start, true).await.map_err(failed)
     }
@@ -122,8 +129,17 @@ impl Daemon {
         let membership = Membership::from_bytes(loaded.cluster.as_deref().context(damaged)?).context(damaged)?;
         let leases = loaded.leases.as_deref().map(codec::decode).transpose().context(damaged)?;
         let addresses = loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect();
-        let start = Start { key, membership, records: loaded.records, leases, restarted: true, addresses, swarm: None };
+        let seeds = self.seeds();
+        let start =
+            Start { key, membership, records: loaded.records, leases, restarted: true, addresses, swarm: None, seeds };
         self.begin(start, false).await
+    }
+
+    /// Returns the names by which to look for the cluster: those of `--join`, or else those that it was joined by.
+    fn seeds(&self) -> Vec<String> {
+        let joined_by = self.settings.get(SEEDS).map_or("", String::as_str);
+        let joined_by = joined_by.split(',').filter(|seed| !seed.is_empty()).map(str::to_owned);
+        if self.config.join.is_empty() { joined_by.collect() } else { self.config.join.clone() }
     }
 
     /// Begins to join for a user who waits for the result.
@@ -183,7 +199,7 @@ impl Daemon {
                 Err(error) => Err(with_causes(&error)),
             };
             // The daemon may have ended meanwhile.
-            let _ = sender.send(Joined { key, outcome, reply: None, again: None });
+            let _ = sender.send(Joined { key, outcome, seeds, reply: None, again: None });
         });
         self.joining = Some(Joining { result, reply, again });
     }
@@ -202,6 +218,7 @@ impl Daemon {
                     restarted: false,
                     addresses,
                     swarm: Some((handle, receiver)),
+                    seeds: joined.seeds,
                 };
                 self.begin(start, true).await.map_err(|error| MembershipError::Failed(format!("{error:#}")))
             }
@@ -239,6 +256,8 @@ impl Daemon {
         let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
+        let finder =
+            Finder::start(&self.config, (node, cluster), swarm.clone(), start.seeds, (seed, clock::now().time));
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
         let agent = Agent::spawn(driver.clone(), reports);
@@ -264,12 +283,13 @@ impl Daemon {
             shells: Shells::new(node, driver, swarm.clone(), ingress.metrics()),
             swarm,
             gossip,
+            finder,
             gossiped: BTreeSet::new(),
             router: self.router.clone(),
             agent,
             ingress,
             persist: persist::spawn(self.disk.clone(), sender.clone()),
-            disk: self.disk.clone(),
+            peers: persist::spawn_peers(self.disk.clone()),
             sender,
             events,
             swarm_events,
@@ -349,7 +369,8 @@ impl Daemon {
         Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))
     }
 
-    async fn store_membership(&self, start: &Start) -> anyhow::Result<()> {
+    async fn store_membership(&mut self, start: &Start) -> anyhow::Result<()> {
+        self.settings.insert(SEEDS.to_owned(), start.seeds.join(","));
         let leases = start.leases.as_ref().map(codec::encode).transpose()?;
         let peers = start
             .addresses
@@ -362,6 +383,7 @@ impl Daemon {
             records: start.records.clone(),
             leases,
             peers: Some(peers.collect()),
+            settings: self.settings.clone(),
             ..Batch::default()
         };
         self.disk.write(batch).await.context("failed to store the membership")
@@ -403,7 +425,9 @@ impl Daemon {
             tracing::error!("some tasks did not end in time; their containers are left to the engine");
         }
         member.close().await;
-        let batch = Batch { forget_cluster: true, identity: Some(Vec::new()), ..Batch::default() };
+        self.settings.insert(SEEDS.to_owned(), String::new());
+        let settings = self.settings.clone();
+        let batch = Batch { forget_cluster: true, identity: Some(Vec::new()), settings, ..Batch::default() };
         if let Err(error) = self.disk.write(batch).await {
             tracing::error!(%error, "failed to forget the cluster on disk");
         }

@@ -1,9 +1,11 @@
 //! Carries batches to the disk in order, several in one transaction when they come faster than the disk takes them.
 
-use shoal_control::core::{Event, PersistBatch};
-use tokio::sync::mpsc;
+use std::time::Duration;
 
-use crate::disk::{Batch, Disk};
+use shoal_control::core::{Event, PersistBatch};
+use tokio::sync::{mpsc, watch};
+
+use crate::disk::{Batch, Disk, KnownPeer};
 
 /// Batches that may wait for the disk. When as many wait the event loop does, too: a disk that is slower than the cluster's
 /// changes must slow the node down, not fill its memory.
@@ -37,6 +39,29 @@ pub fn spawn(disk: Disk, reports: mpsc::Sender<Event>) -> mpsc::Sender<(u64, Per
                 if reports.send(event).await.is_err() {
                     return;
                 }
+            }
+        }
+    });
+    sender
+}
+
+/// Between two attempts to note where the other nodes are.
+const PEERS_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Starts noting where the other nodes are: what was said last is on disk in the end, whatever came before.
+pub fn spawn_peers(disk: Disk) -> watch::Sender<Vec<KnownPeer>> {
+    let (sender, mut peers) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        while peers.changed().await.is_ok() {
+            let newest = peers.borrow_and_update().clone();
+            let batch = Batch { peers: Some(newest), ..Batch::default() };
+            if let Err(error) = disk.write(batch).await {
+                tracing::warn!(%error, "failed to note where the other nodes are");
+                tokio::time::sleep(PEERS_AGAIN_AFTER).await;
+                if peers.has_changed().is_err() {
+                    break;
+                }
+                peers.mark_changed();
             }
         }
     });

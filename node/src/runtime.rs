@@ -20,6 +20,7 @@ use crate::api::listen::Socket;
 use crate::api::{self, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
+use crate::ingress::metrics::IngressMetrics;
 
 pub mod backend;
 pub mod clock;
@@ -47,6 +48,7 @@ struct Daemon {
     incarnation: u64,
     settings: BTreeMap<String, String>,
     router: axum::Router,
+    ingress_metrics: Arc<IngressMetrics>,
     member: Option<Member>,
     joining: Option<Joining>,
 }
@@ -69,7 +71,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let (api_loop, mut commands) = Loop::new();
     let sockets = config.hosts.iter().map(|host| Socket::bind(&host.0)).collect::<Result<Vec<_>, _>>()?;
-    let metrics = Arc::new(Metrics::new(Registry::default()));
+    let ingress_metrics = Arc::new(IngressMetrics::default());
+    let metrics = Arc::new(Metrics::new(registry(&ingress_metrics)));
     let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised));
     let router = api::router(Arc::new(backend), metrics);
     let ended = CancellationToken::new();
@@ -80,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::start(config, advertised, disk, loaded, router).await?;
+    let mut daemon = Daemon::start(config, advertised, disk, loaded, (router, ingress_metrics)).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
         tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
@@ -98,6 +101,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(daemon.config.data_dir.join("shoald.pid"));
     tracing::info!("ended; tasks keep running and are adopted at the next start");
     Ok(())
+}
+
+/// Returns the registry of what the shells count; the API adds its own.
+fn registry(ingress: &Arc<IngressMetrics>) -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ingress.clone()));
+    registry
 }
 
 /// What this node says of itself before it is a member.
@@ -120,11 +130,13 @@ impl Daemon {
         advertised: SocketAddr,
         disk: Disk,
         loaded: Loaded,
-        router: axum::Router,
+        (router, ingress_metrics): (axum::Router, Arc<IngressMetrics>),
     ) -> anyhow::Result<Self> {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
-        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, member: None, joining: None };
+        let (member, joining) = (None, None);
+        let mut daemon =
+            Self { config, advertised, disk, incarnation, settings, router, ingress_metrics, member, joining };
         let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
         if loaded.cluster.is_some() {
             if asked_for_cluster {

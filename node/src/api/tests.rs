@@ -285,10 +285,14 @@ struct Server {
 
 impl Server {
     fn start(fake: Fake) -> Self {
+        Self::start_with(fake, Registry::default())
+    }
+
+    fn start_with(fake: Fake, registry: Registry) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.sock");
         let fake = Arc::new(fake);
-        let router = router(fake.clone(), Arc::new(Metrics::new(Registry::default())));
+        let router = router(fake.clone(), Arc::new(Metrics::new(registry)));
         tokio::spawn(Socket::bind(&path).unwrap().serve(router, std::future::pending()));
         Self { fake, path, _dir: dir }
     }

@@ -365,6 +365,7 @@ impl Daemon {
             connections_max: CONNECTIONS_MAX,
             seed,
             clock: Arc::new(|| clock::now().time),
+            metrics: self.ingress_metrics.clone(),
         };
         Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))
     }

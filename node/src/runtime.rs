@@ -26,15 +26,18 @@ pub mod backend;
 pub mod clock;
 pub mod command;
 mod finding;
+mod joining;
 pub mod machine;
 mod member;
 mod membership;
 mod persist;
+mod renewing;
 mod shells;
 
 use command::{Command, Loop};
+use joining::{Joined, Joining};
 use member::{Happening, Member};
-use membership::Joining;
+use membership::Stored;
 
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -57,7 +60,7 @@ struct Daemon {
 enum Input {
     Command(Command),
     Member(Happening),
-    Joined(Box<membership::Joined>),
+    Joined(Box<Joined>),
     Timer,
     Terminate,
 }
@@ -144,13 +147,20 @@ impl Daemon {
                     "this node is in a cluster already: --init changes nothing, --join names where to look for it"
                 );
             }
-            daemon.resume(loaded).await?;
+            let stored = Stored::read(loaded)?;
+            let has_token = daemon.config.token.is_some() || daemon.config.token_file.is_some();
+            if has_token && stored.needs_token()? {
+                tracing::warn!("this node's credential has ended: joining again as the member that it was");
+                let token = daemon.token()?;
+                daemon.join(&token, Some(stored))?;
+            } else {
+                daemon.resume(stored).await?;
+            }
         } else if daemon.config.init {
             daemon.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
         } else if !daemon.config.join.is_empty() {
             let token = daemon.token()?;
-            let seeds = daemon.config.join.clone();
-            daemon.join(seeds, &token, None).map_err(|error| anyhow::anyhow!("{error}"))?;
+            daemon.join(&token, None)?;
         } else {
             tracing::info!("this node is in no cluster: it waits for 'shoal init' or 'shoal join'");
         }
@@ -203,7 +213,7 @@ impl Daemon {
             biased;
             () = signals.terminate() => Input::Terminate,
             happening = next_happening(&mut self.member) => Input::Member(happening),
-            joined = membership::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
+            joined = joining::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
             Some(command) = commands.recv() => Input::Command(command),
             () = sleep_until(deadline) => Input::Timer,
         }

@@ -9,6 +9,7 @@ pub mod core;
 pub mod discovery;
 pub mod lease;
 pub mod orchestrator;
+pub mod renewal;
 pub mod routes;
 pub mod scheduler;
 pub mod store;

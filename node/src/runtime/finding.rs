@@ -36,7 +36,9 @@ impl Finder {
     ) -> Self {
         let (sender, heard) = mpsc::channel(discovery::HEARD_MAX);
         let advertised = swarm.advertise_address();
-        let beacon = config.multicast.then(|| {
+        // The beacon speaks IPv4, so it must lead to a node that listens there.
+        let speaks = config.multicast && swarm.listen_address().is_ipv4();
+        let beacon = speaks.then(|| {
             let config = BeaconConfig {
                 cluster,
                 announcement: Announcement { node: me, port: swarm.listen_address().port() },

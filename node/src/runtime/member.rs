@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
 use shoal_control::discovery;
+use shoal_control::renewal::Source;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::token::Role;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::clock;
 use super::command::Tokens;
 use super::finding::Finder;
+use super::renewing::{Issuer, Renewed, Renewing};
 use super::shells::Shells;
 use crate::agent::AgentHandle;
 use crate::disk::KnownPeer;
@@ -38,6 +40,8 @@ pub(super) enum Happening {
     Gossip(GossipEvent),
     /// Somebody calls on the local link in the name of a node.
     Heard(NodeId, SocketAddr),
+    /// An attempt to renew this node's credential ended.
+    Renewed(Box<Renewed>),
     PortErrors,
     /// A shell is gone: nothing more comes from it.
     Ended,
@@ -56,6 +60,7 @@ pub(super) struct Member {
     pub(super) swarm: SwarmHandle,
     pub(super) gossip: Gossip,
     pub(super) finder: Finder,
+    pub(super) renewing: Renewing,
     /// Who seemed to be alive when gossip last said so.
     pub(super) gossiped: BTreeSet<NodeId>,
     /// The API, for calls of other nodes.
@@ -87,7 +92,8 @@ impl Member {
 
     /// Returns when [`Member::tick`] is due.
     pub(super) fn timeout(&self) -> Time {
-        self.control.poll_timeout().min(self.finder.timeout())
+        let others = [Some(self.finder.timeout()), self.renewing.timeout()];
+        others.into_iter().flatten().fold(self.control.poll_timeout(), Time::min)
     }
 
     /// Waits for the next thing to happen. Cancelling it loses nothing.
@@ -101,13 +107,13 @@ impl Member {
             }
             event = self.gossip_events.recv() => event.map_or(Happening::Ended, Happening::Gossip),
             (node, address) = self.finder.next() => Happening::Heard(node, address),
+            renewed = self.renewing.next() => Happening::Renewed(Box::new(renewed)),
             Ok(()) = self.port_errors.changed() => Happening::PortErrors,
         }
     }
 
     pub(super) fn tick(&mut self) {
         self.handle(Event::Tick);
-        self.find(discovery::Event::Tick);
     }
 
     pub(super) fn handle(&mut self, event: Event) {
@@ -125,6 +131,11 @@ impl Member {
             Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
             Happening::Gossip(event) => self.gossip_event(event),
             Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
+            Happening::Renewed(renewed) => {
+                if let Some(membership) = self.renewing.ended(*renewed, clock::now().time) {
+                    self.membership = membership;
+                }
+            }
             Happening::PortErrors => {
                 let port_errors = self.port_errors.borrow_and_update().clone();
                 let status = self.control.own_status().clone();
@@ -295,6 +306,20 @@ impl Member {
         Ok(JoinReply { membership, peers })
     }
 
+    /// Renews this node's own credential if it is time to.
+    fn renew_if_due(&mut self) {
+        let now = clock::now();
+        let signs = self.membership.manager_key.is_some();
+        let Some(source) = self.renewing.due(&self.swarm, signs, now) else { return };
+        let issuer = match source {
+            Source::Manager(manager) => Issuer::Manager(manager),
+            Source::Itself => {
+                Issuer::Itself(self.renew(self.control.me(), &self.renewing.public_key, self.membership.role))
+            }
+        };
+        self.renewing.begin(self.swarm.clone(), self.membership.clone(), issuer, now.wall);
+    }
+
     fn renew(&self, node: NodeId, public_key: &[u8; 32], role: Role) -> Result<Vec<u8>, String> {
         let listed = self.control.store().node_spec(node).map(|spec| spec.role);
         if listed != Some(role) {
@@ -306,6 +331,8 @@ impl Member {
 
     /// Performs what the decisions ask for. Returns whether this node was removed from the cluster.
     pub(super) async fn perform(&mut self) -> bool {
+        self.find(discovery::Event::Tick);
+        self.renew_if_due();
         let mut removed = false;
         while let Some(action) = self.control.poll_action() {
             match action {

@@ -374,7 +374,7 @@ impl Sim {
                         self.queue(after, index, Happening::Event { life, event });
                     }
                 }
-                Action::Adopt { .. } | Action::Routes { .. } | Action::Peers { .. } => {}
+                Action::Adopt { .. } | Action::Routes { .. } | Action::Peers { .. } | Action::Trouble { .. } => {}
                 Action::Probe { node, request, .. } => self.probe(index, node, request),
                 Action::Removed => self.hosts[index].crash(true),
             }

@@ -191,6 +191,9 @@ impl Backend for Fake {
             leases: vec![LeaseFacts { lease: LeaseId::REGISTRY, holder: Some((ME, 1)), expires_in: None }],
             nodes: nodes.to_vec(),
             quarantined: 0,
+            troubles: Vec::new(),
+            credential_ends: WallTime(u64::MAX),
+            now: WallTime(0),
         }))
     }
 

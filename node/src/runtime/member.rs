@@ -29,6 +29,9 @@ use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority
 /// How long a probe over a fresh connection may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
 
+/// Ports that a node says it cannot open; of further ones its log tells.
+const PORT_ERRORS_MAX: usize = 64;
+
 /// Events that may wait for the loop.
 pub(super) const EVENTS_MAX: usize = 1024;
 
@@ -137,7 +140,8 @@ impl Member {
                 }
             }
             Happening::PortErrors => {
-                let port_errors = self.port_errors.borrow_and_update().clone();
+                let port_errors =
+                    self.port_errors.borrow_and_update().clone().into_iter().take(PORT_ERRORS_MAX).collect();
                 let status = self.control.own_status().clone();
                 self.handle(Event::Status(shoal_protocol::value::NodeStatus { port_errors, ..status }));
             }
@@ -351,6 +355,7 @@ impl Member {
                 Action::Probe { node, address, request } => self.probe(node, address, request),
                 Action::Routes { ingress, host } => self.ingress.apply(ingress, host),
                 Action::Peers { known, banned } => self.keep_peers(known, banned),
+                Action::Trouble { what } => tracing::error!("{what}"),
                 Action::Removed => removed = true,
             }
         }

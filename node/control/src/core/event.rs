@@ -164,6 +164,11 @@ pub enum Action {
         /// Removed nodes, refused for good.
         banned: BTreeSet<NodeId>,
     },
+    /// Something went wrong that an operator must know; see also [`super::Control::troubles`].
+    Trouble {
+        /// For people.
+        what: String,
+    },
     /// This node was removed from the cluster: stop its tasks, forget the membership.
     Removed,
 }

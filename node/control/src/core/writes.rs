@@ -353,15 +353,21 @@ impl Control {
     pub(super) fn author(&mut self, key: Key, stamp: Stamp, value: Option<Value>) {
         match self.store.put(key, stamp, self.me, value.as_ref()) {
             Ok(record) => {
+                self.accepted(&key);
                 self.outbox.save(record.clone());
                 self.outbox.spread(record);
             }
-            // Too large for a record: the value stays as it was, and what depends on it says so.
-            Err(_) => self.dirty.wanted = true,
+            // Somebody has written later than this node knew; what was written then stands.
+            Err(PutError::Superseded { .. }) => {}
+            // The value stays as it was, mostly because the new one is too large for a record.
+            Err(error @ (PutError::Value(_) | PutError::Codec(_) | PutError::Record(_))) => {
+                self.refused(key, error.to_string());
+            }
         }
     }
 
     pub(super) fn persisted(&mut self, token: u64, now: Now) {
+        self.disk_works();
         match self.outbox.take_promise(token) {
             Some(Promise::Leases(token)) => self.leases.handle_event(lease::Event::Persisted(token), now.time),
             Some(Promise::Append { to, request }) => {
@@ -375,6 +381,7 @@ impl Control {
 
     pub(super) fn persist_failed(&mut self, token: u64, error: String, now: Now) {
         self.outbox.back_off(now.time);
+        self.disk_failed(&error);
         let error = AppendError::Storage(error);
         match self.outbox.take_promise(token) {
             Some(Promise::Append { to, request }) => {

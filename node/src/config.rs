@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::driver::embedded::subnet::Subnet;
 
@@ -40,6 +40,12 @@ pub struct Config {
     /// Address on which published ports listen [default: all, or the advertised one if that is a loopback address]
     #[arg(long, env = "SHOALD_PUBLISH_ADDR", value_name = "IP")]
     pub publish_addr: Option<IpAddr>,
+
+    /// Find members whose addresses have changed by multicast on the local link (UDP port 2377)
+    #[arg(long, env = "SHOALD_MULTICAST", value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new())]
+    pub multicast: bool,
 
     /// What runs the containers; the choice of auto is kept
     #[arg(long, env = "SHOALD_DRIVER", default_value = "auto", value_enum)]
@@ -231,6 +237,15 @@ mod tests {
             let got = config.advertised(route).unwrap();
             assert_eq!(got.to_string(), advertised, "{arguments:?}");
             assert_eq!(config.publishes(got).map(|ip| ip.to_string()).as_deref(), publishes, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn multicast_is_on_unless_it_is_switched_off() {
+        for (arguments, want) in
+            [(&[][..], true), (&["--multicast"], true), (&["--multicast=true"], true), (&["--multicast=false"], false)]
+        {
+            assert_eq!(parse(arguments).unwrap().multicast, want, "{arguments:?}");
         }
     }
 

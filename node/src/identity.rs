@@ -15,7 +15,7 @@ mod credential;
 mod membership;
 
 pub use cluster::{ClusterSecrets, create_cluster};
-pub use credential::{CREDENTIAL_DAYS, Credential, CredentialError, RENEW_BEFORE_DAYS, Root};
+pub use credential::{CREDENTIAL_DAYS, Credential, CredentialError, Root};
 pub use membership::{ManagerKey, Membership};
 
 /// Why an identity could not be made, opened or sealed. Nothing was changed.

@@ -59,6 +59,8 @@ pub struct IngressConfig {
     pub seed: u64,
     /// The runtime's clock.
     pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// Where to count.
+    pub metrics: Arc<IngressMetrics>,
 }
 
 impl fmt::Debug for IngressConfig {
@@ -111,7 +113,7 @@ impl Ingress {
         let shared = Arc::new(Shared {
             connections: Arc::new(Semaphore::new(config.connections_max.max(1))),
             served: Semaphore::new(TUNNELS_MAX),
-            metrics: Arc::default(),
+            metrics: config.metrics.clone(),
             port_errors: watch::Sender::new(BTreeMap::new()),
             tunnels,
             config,
@@ -209,6 +211,7 @@ async fn close(shared: &Shared, number: u16, listening: Option<Listening>) {
     // The only error is the cancellation that was just asked for.
     let _ = listening.task.await;
     shared.clear_port_error(number);
+    shared.metrics.close(number);
 }
 
 /// Merges both kinds of ports. A port of the table wins over the same port in host mode: it is promised on every node.

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod discovery;
 pub mod disk;
 pub mod driver;
 pub mod gossip;

@@ -20,21 +20,26 @@ use crate::api::listen::Socket;
 use crate::api::{self, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
+use crate::ingress::metrics::IngressMetrics;
 
 pub mod backend;
 pub mod clock;
 pub mod command;
+mod finding;
 mod health;
+mod joining;
 pub mod machine;
 mod member;
 mod membership;
 mod persist;
+mod renewing;
 mod shells;
 
 use command::{Command, Loop};
 use health::HealthMetrics;
+use joining::{Joined, Joining};
 use member::{Happening, Member, ShellEnded};
-use membership::Joining;
+use membership::Stored;
 
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -48,16 +53,31 @@ struct Daemon {
     incarnation: u64,
     settings: BTreeMap<String, String>,
     router: axum::Router,
-    health: HealthMetrics,
+    metrics: ShellMetrics,
     member: Option<Member>,
     joining: Option<Joining>,
+}
+
+/// What the shells count, over all clusters that this daemon is in one after another.
+struct ShellMetrics {
+    ingress: Arc<IngressMetrics>,
+    health: HealthMetrics,
+}
+
+impl ShellMetrics {
+    /// Makes the counters known to monitors.
+    fn register(registry: &mut Registry) -> Self {
+        let ingress = Arc::new(IngressMetrics::default());
+        registry.register_collector(Box::new(ingress.clone()));
+        Self { ingress, health: HealthMetrics::register(registry) }
+    }
 }
 
 /// What the loop waits for.
 enum Input {
     Command(Command),
     Member(Happening),
-    Joined(Box<membership::Joined>),
+    Joined(Box<Joined>),
     Timer,
     Terminate,
 }
@@ -72,7 +92,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (api_loop, mut commands) = Loop::new();
     let sockets = config.hosts.iter().map(|host| Socket::bind(&host.0)).collect::<Result<Vec<_>, _>>()?;
     let mut registry = Registry::default();
-    let health = HealthMetrics::register(&mut registry);
+    let counters = ShellMetrics::register(&mut registry);
     let metrics = Arc::new(Metrics::new(registry));
     let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised));
     let router = api::router(Arc::new(backend), metrics);
@@ -84,7 +104,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::start(config, advertised, disk, loaded, router, health).await?;
+    let mut daemon = Daemon::start(config, advertised, disk, loaded, router, counters).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
         tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
@@ -129,24 +149,33 @@ impl Daemon {
         disk: Disk,
         loaded: Loaded,
         router: axum::Router,
-        health: HealthMetrics,
+        metrics: ShellMetrics,
     ) -> anyhow::Result<Self> {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
         let (member, joining) = (None, None);
-        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, health, member, joining };
+        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, metrics, member, joining };
         let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
         if loaded.cluster.is_some() {
             if asked_for_cluster {
-                tracing::info!("this node is in a cluster already: --init and --join change nothing");
+                tracing::info!(
+                    "this node is in a cluster already: --init changes nothing, --join names where to look for it"
+                );
             }
-            daemon.resume(loaded).await?;
+            let stored = Stored::read(loaded)?;
+            let has_token = daemon.config.token.is_some() || daemon.config.token_file.is_some();
+            if has_token && stored.needs_token()? {
+                tracing::warn!("this node's credential has ended: joining again as the member that it was");
+                let token = daemon.token()?;
+                daemon.join(&token, Some(stored))?;
+            } else {
+                daemon.resume(stored).await?;
+            }
         } else if daemon.config.init {
             daemon.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
         } else if !daemon.config.join.is_empty() {
             let token = daemon.token()?;
-            let seeds = daemon.config.join.clone();
-            daemon.join(seeds, &token, None).map_err(|error| anyhow::anyhow!("{error}"))?;
+            daemon.join(&token, None)?;
         } else {
             tracing::info!("this node is in no cluster: it waits for 'shoal init' or 'shoal join'");
         }
@@ -203,7 +232,7 @@ impl Daemon {
             biased;
             () = signals.terminate() => Input::Terminate,
             happening = next_happening(&mut self.member) => Input::Member(happening),
-            joined = membership::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
+            joined = joining::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
             Some(command) = commands.recv() => Input::Command(command),
             () = sleep_until(deadline) => Input::Timer,
         }

@@ -5,6 +5,7 @@
 //! depends on neither.
 
 pub mod codec;
+pub mod discovery;
 pub mod id;
 pub mod lease;
 pub mod message;

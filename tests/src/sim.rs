@@ -389,7 +389,11 @@ impl Sim {
                         self.queue(after, index, Happening::Event { life, event });
                     }
                 }
-                Action::Adopt { .. } | Action::Routes { .. } | Action::Peers { .. } | Action::Health { .. } => {}
+                Action::Adopt { .. }
+                | Action::Routes { .. }
+                | Action::Peers { .. }
+                | Action::Health { .. }
+                | Action::Trouble { .. } => {}
                 Action::Probe { node, request, .. } => self.probe(index, node, request),
                 Action::Removed => self.hosts[index].crash(true),
             }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// The shells of the daemon: each is known to the runtime alone.
-const SHELLS: [&str; 8] = ["agent", "api", "disk", "driver", "gossip", "ingress", "overlay", "swarm"];
+const SHELLS: [&str; 9] = ["agent", "api", "discovery", "disk", "driver", "gossip", "ingress", "overlay", "swarm"];
 
 /// Who may import a shell nevertheless: the agent is the driver's other half, the API speaks of its images and output.
 const SHELL_IMPORTS: [(&str, &str); 2] = [("agent", "driver"), ("api", "driver")];

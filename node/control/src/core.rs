@@ -38,6 +38,7 @@ mod repair;
 mod requests;
 mod schedule;
 mod sweep;
+mod troubles;
 mod writes;
 
 pub use event::{Action, Event, PersistBatch, RequestId};
@@ -102,6 +103,7 @@ pub struct Control {
     outbox: outbox::Outbox,
     repair: repair::Repair,
     requests: requests::Requests,
+    troubles: troubles::Troubles,
     commit: commit::Commit,
     holds: holds::Holds,
     peers: BTreeMap<NodeId, Role>,
@@ -187,6 +189,7 @@ impl Control {
             outbox: outbox::Outbox::default(),
             repair: repair::Repair::default(),
             requests: requests::Requests::default(),
+            troubles: troubles::Troubles::default(),
             commit: commit::Commit::default(),
             holds: holds::Holds::default(),
             peers: BTreeMap::new(),

@@ -6,8 +6,10 @@
 pub mod allocator;
 pub mod balance;
 pub mod core;
+pub mod discovery;
 pub mod lease;
 pub mod orchestrator;
+pub mod renewal;
 pub mod routes;
 pub mod scheduler;
 pub mod store;

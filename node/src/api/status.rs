@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::value::NodeStatus;
-use shoal_protocol::{ClusterId, NodeId};
+use shoal_protocol::{ClusterId, NodeId, WallTime};
 
 use super::snapshot::{LeaseReport, NodeReport, NodeState, StatusReport};
 
@@ -25,9 +25,16 @@ pub struct StatusFacts {
     pub nodes: Vec<NodeFacts>,
     /// Records that this node cannot read.
     pub quarantined: usize,
-    /// Why this node's disk takes no records, if it does not.
-    pub storage: Option<String>,
+    /// What this node could not do and has not managed since, for people.
+    pub troubles: Vec<String>,
+    /// When this node's credential ends.
+    pub credential_ends: WallTime,
+    /// The present moment.
+    pub now: WallTime,
 }
+
+/// A credential that ends within this time should have been renewed long ago.
+const CREDENTIAL_WARNING: Duration = Duration::from_secs(7 * 86_400);
 
 /// What is known of one lease.
 #[derive(Debug, Clone, Copy)]
@@ -97,11 +104,43 @@ fn hostname(facts: &NodeFacts) -> String {
     facts.status.as_ref().map_or_else(String::new, |status| status.hostname.clone())
 }
 
+/// Returns what people call a node.
+fn name(facts: &NodeFacts) -> String {
+    match hostname(facts) {
+        name if name.is_empty() => facts.id.to_string(),
+        name => name,
+    }
+}
+
+/// Returns the voters that do not answer.
+fn silent_voters(facts: &StatusFacts) -> Vec<String> {
+    let silent = |voter: &&NodeId| !facts.nodes.iter().any(|node| node.id == **voter && node.state == NodeState::Ready);
+    let name = |voter: &NodeId| {
+        let node = facts.nodes.iter().find(|node| node.id == *voter);
+        node.map_or_else(|| voter.to_string(), name)
+    };
+    facts.voters.iter().filter(silent).map(name).collect()
+}
+
+fn credential_warning(facts: &StatusFacts) -> Option<String> {
+    let (ends, now) = (facts.credential_ends, facts.now);
+    let soon = u64::try_from(CREDENTIAL_WARNING.as_nanos()).unwrap_or(u64::MAX);
+    if ends <= now {
+        Some(format!("this node's credential ended at {ends}: start it with shoald --join ADDRESS --token TOKEN"))
+    } else if ends.0 - now.0 < soon {
+        Some(format!("this node's credential ends at {ends} and no manager has renewed it"))
+    } else {
+        None
+    }
+}
+
 fn warnings(facts: &StatusFacts) -> Vec<String> {
     let mut warnings = Vec::new();
     if !facts.quorum {
+        let silent = silent_voters(facts);
+        let who = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join(", ")) };
         warnings.push(format!(
-            "no quorum: a majority of the {} voters does not answer; reads work and tasks go on, writes are refused",
+            "no quorum: a majority of the {} voters does not answer{who}; reads work and tasks go on, writes are refused",
             facts.voters.len()
         ));
     }
@@ -111,10 +150,7 @@ fn warnings(facts: &StatusFacts) -> Vec<String> {
         warnings.push(format!("without a holder: {}", free.join(", ")));
     }
     for node in &facts.nodes {
-        let name = match hostname(node) {
-            name if name.is_empty() => node.id.to_string(),
-            name => name,
-        };
+        let name = name(node);
         if node.state != NodeState::Ready {
             warnings.push(format!("node {name} is {}", node.state.name()));
         }
@@ -122,18 +158,19 @@ fn warnings(facts: &StatusFacts) -> Vec<String> {
             warnings.push(format!("node {name} cannot publish port {port}: {error}"));
         }
     }
-    if let Some(refusal) = &facts.storage {
-        warnings.push(format!("writes at this node are refused: {refusal}"));
-    }
     if facts.quarantined > 0 {
         warnings.push(format!("{} records cannot be read by this version", facts.quarantined));
     }
+    warnings.extend(facts.troubles.iter().cloned());
+    warnings.extend(credential_warning(facts));
     warnings
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DAY: u64 = 86_400 * 1_000_000_000;
 
     fn facts() -> StatusFacts {
         let node = |id: u128, state, digest| NodeFacts {
@@ -154,7 +191,9 @@ mod tests {
             }],
             nodes: vec![node(1, NodeState::Ready, Some(5)), node(2, NodeState::Ready, Some(5))],
             quarantined: 0,
-            storage: None,
+            troubles: Vec::new(),
+            credential_ends: WallTime(90 * DAY),
+            now: WallTime(0),
         }
     }
 
@@ -178,17 +217,31 @@ mod tests {
         facts.nodes[1].state = NodeState::Down;
         facts.leases[0].holder = None;
         facts.quarantined = 1;
-        facts.storage = Some("no space left".to_owned());
         let report = StatusReport::new(&facts);
         assert!(report.agree, "a node that is gone is not asked");
-        let want = [
-            "without a holder: registry",
-            "node n2 is down",
-            "writes at this node are refused: no space left",
-            "1 records cannot be read by this version",
-        ];
+        let want = ["without a holder: registry", "node n2 is down", "1 records cannot be read by this version"];
         assert_eq!(report.warnings, want);
         facts.quorum = false;
-        assert!(StatusReport::new(&facts).warnings[0].starts_with("no quorum"));
+        facts.voters = vec![NodeId(1), NodeId(2)];
+        let report = StatusReport::new(&facts);
+        assert!(report.warnings[0].starts_with("no quorum: a majority of the 2 voters does not answer (n2); "));
+    }
+
+    #[test]
+    fn what_is_wrong_with_this_node_is_said() {
+        let mut facts = facts();
+        facts.troubles = vec!["this node's disk refuses writes: full".to_owned()];
+        facts.nodes[1].status.as_mut().unwrap().port_errors.insert(80, "address in use".to_owned());
+        facts.nodes[1].state = NodeState::Suspect;
+        let want = ["node n2 is suspect", "node n2 cannot publish port 80: address in use", &facts.troubles[0]];
+        assert_eq!(StatusReport::new(&facts).warnings, want);
+        for (days, want) in [(82, None), (84, Some("no manager has renewed it")), (90, Some("--join ADDRESS --token"))]
+        {
+            facts.now = WallTime(days * DAY);
+            let warnings = StatusReport::new(&facts).warnings;
+            let said = warnings.iter().find(|warning| warning.contains("credential"));
+            assert_eq!(said.is_some(), want.is_some(), "{days}: {warnings:?}");
+            assert!(said.is_none_or(|said| said.contains(want.unwrap())), "{days}: {said:?}");
+        }
     }
 }

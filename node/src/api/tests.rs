@@ -194,7 +194,9 @@ impl Backend for Fake {
             leases: vec![LeaseFacts { lease: LeaseId::REGISTRY, holder: Some((ME, 1)), expires_in: None }],
             nodes: nodes.to_vec(),
             quarantined: 0,
-            storage: None,
+            troubles: Vec::new(),
+            credential_ends: WallTime(u64::MAX),
+            now: WallTime(0),
         }))
     }
 
@@ -295,10 +297,14 @@ struct Server {
 
 impl Server {
     fn start(fake: Fake) -> Self {
+        Self::start_with(fake, Registry::default())
+    }
+
+    fn start_with(fake: Fake, registry: Registry) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.sock");
         let fake = Arc::new(fake);
-        let router = router(fake.clone(), Arc::new(Metrics::new(Registry::default())));
+        let router = router(fake.clone(), Arc::new(Metrics::new(registry)));
         tokio::spawn(Socket::bind(&path).unwrap().serve(router, std::future::pending()));
         Self { fake, path, _dir: dir }
     }

@@ -21,9 +21,6 @@ use super::{IdentityError, random};
 /// Days that a credential is valid.
 pub const CREDENTIAL_DAYS: u64 = 90;
 
-/// Days before its end from which a credential should be renewed.
-pub const RENEW_BEFORE_DAYS: u64 = 30;
-
 /// Years that a root is valid.
 const ROOT_YEARS: u64 = 20;
 
@@ -71,13 +68,6 @@ pub struct Credential {
     pub role: Role,
     /// When it ends.
     pub expires: WallTime,
-}
-
-impl Credential {
-    /// Returns whether it is time to ask for the next one.
-    pub fn is_due_for_renewal(&self, now: WallTime) -> bool {
-        now.0 >= self.expires.0.saturating_sub(nanos(DAY * RENEW_BEFORE_DAYS as u32))
-    }
 }
 
 /// A cluster's root certificate: what all its members trust. It is public.
@@ -251,10 +241,6 @@ fn subject<'a>(certificate: &'a X509Certificate<'_>, kind: &Oid<'a>) -> Result<&
 
 fn wall(secs: i64) -> WallTime {
     WallTime(u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn signing(source: rcgen::Error) -> IdentityError {

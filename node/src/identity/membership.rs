@@ -7,7 +7,7 @@ use shoal_protocol::token::Role;
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Credential, IdentityError, Root, random};
+use super::{Credential, CredentialError, IdentityError, Root, random};
 
 /// The key that only managers have: it opens [`super::ClusterSecrets`]. Its `Debug` form hides it; dropping it erases it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -53,6 +53,16 @@ impl Membership {
     /// Verifies the node's own credential.
     pub fn verify(&self, public_key: &[u8; 32], now: WallTime) -> Result<Credential, IdentityError> {
         Ok(self.root()?.verify(&self.credential, public_key, now)?)
+    }
+
+    /// Returns when the node's own credential ends, or has ended.
+    pub fn expires(&self, public_key: &[u8; 32]) -> Result<WallTime, IdentityError> {
+        // At the end of time everything that is otherwise in order has ended, and the error says when.
+        match self.root()?.verify(&self.credential, public_key, WallTime(u64::MAX)) {
+            Ok(credential) => Ok(credential.expires),
+            Err(CredentialError::Expired(expires)) => Ok(expires),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Encodes it for the disk. A manager's form holds the manager key.

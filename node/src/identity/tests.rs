@@ -25,8 +25,8 @@ fn the_first_manager_is_a_member_of_its_cluster() {
     assert_eq!(credential.node, key.node_id());
     assert_eq!(credential.role, Role::Manager);
     assert_eq!(credential.expires, days_later(CREDENTIAL_DAYS));
-    assert!(!credential.is_due_for_renewal(NOW));
-    assert!(credential.is_due_for_renewal(days_later(CREDENTIAL_DAYS - RENEW_BEFORE_DAYS)));
+    assert_eq!(membership.expires(&key.public_key()).unwrap(), credential.expires);
+    assert!(membership.expires(&NodeKey::generate().public_key()).is_err());
     assert_eq!(membership.cluster().unwrap(), cluster.id);
     assert_eq!(Membership::from_bytes(&membership.to_bytes().unwrap()).unwrap(), membership);
 }

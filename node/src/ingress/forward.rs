@@ -32,14 +32,14 @@ enum Upstream {
 
 /// Forwards `client` until its connection has ended.
 pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
-    let metrics = &shared.metrics;
+    let metrics = &port.metrics;
     relay::set_up(&client);
     let Some((_counted, upstream)) = connect(shared, port).await else {
-        metrics.given_up.add(1);
+        metrics.add(|port| &port.given_up, 1);
         debug!(port = port.number, "no backend took the connection");
         return relay::reset(client);
     };
-    let bytes = (&metrics.bytes_in, &metrics.bytes_out);
+    let bytes = (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes));
     let result = match upstream {
         Upstream::Task(task) => relay::relay_tcp(client, task, bytes).await,
         Upstream::Tunnel(stream) => relay::relay(client, stream, bytes).await,
@@ -64,7 +64,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
             Some(counted) => {
                 tried.insert(counted.task);
                 pending.insert(counted.task);
-                attempts.push(attempt(shared, counted));
+                attempts.push(attempt(shared, port, counted));
                 ATTEMPT_WAIT
             }
             None => ROUND_PAUSE,
@@ -100,7 +100,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
     }
 }
 
-async fn attempt(shared: &Shared, counted: Counted) -> (Counted, Result<Upstream, TunnelError>) {
+async fn attempt(shared: &Shared, port: &Port, counted: Counted) -> (Counted, Result<Upstream, TunnelError>) {
     let backend = &counted.backend;
     let result = if backend.node == shared.config.node {
         relay::dial(SocketAddr::new(backend.address, backend.port)).await.map(Upstream::Task).map_err(TunnelError::Io)
@@ -108,9 +108,10 @@ async fn attempt(shared: &Shared, counted: Counted) -> (Counted, Result<Upstream
         open_tunnel(shared, &counted).await.map(Upstream::Tunnel)
     };
     if result.is_ok() {
-        let local = backend.node == shared.config.node;
-        let connected = if local { &shared.metrics.connected_local } else { &shared.metrics.connected_remote };
-        connected.add(1);
+        match backend.node == shared.config.node {
+            true => port.metrics.add(|port| &port.connected_local, 1),
+            false => port.metrics.add(|port| &port.connected_remote, 1),
+        }
     }
     (counted, result)
 }
@@ -123,16 +124,16 @@ async fn open_tunnel(shared: &Shared, counted: &Counted) -> Result<Box<dyn Tunne
 
 fn note_failure(shared: &Shared, port: &Port, counted: &Counted, error: &TunnelError) {
     debug!(port = port.number, task = %counted.task, node = %counted.backend.node, %error, "backend failed");
-    shared.metrics.attempts_failed.add(1);
+    port.metrics.add(|port| &port.attempts_failed, 1);
     if port.failed(counted.task, (shared.config.clock)()) {
-        shared.metrics.ejections.add(1);
+        port.metrics.add(|port| &port.ejections, 1);
     }
 }
 
 fn note_slow(shared: &Shared, port: &Port, task: TaskId) {
     debug!(port = port.number, %task, "backend is slow to connect");
-    shared.metrics.attempts_failed.add(1);
+    port.metrics.add(|port| &port.attempts_failed, 1);
     if port.failed(task, (shared.config.clock)()) {
-        shared.metrics.ejections.add(1);
+        port.metrics.add(|port| &port.ejections, 1);
     }
 }

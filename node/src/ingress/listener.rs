@@ -91,12 +91,12 @@ async fn take(shared: &Arc<Shared>, port: &Arc<Port>, client: TcpStream) {
             shared.connections.clone().acquire_owned().await.expect("the semaphore is never closed")
         }
     };
-    shared.metrics.accepted.add(1);
+    port.metrics.add(|port| &port.accepted, 1);
     let (shared, port) = (shared.clone(), port.clone());
     tokio::spawn(async move {
         let _permit = permit;
-        shared.metrics.open.add(1);
+        port.metrics.add(|port| &port.open, 1);
         forward::forward(&shared, &port, client).await;
-        shared.metrics.open.sub(1);
+        port.metrics.sub(|port| &port.open, 1);
     });
 }

@@ -1,6 +1,17 @@
-//! Counters of the ingress, read by whoever exports them.
+//! Counters of the ingress, of each published port and of all together, and their form in the OpenMetrics text.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+/// Ports with counters of their own; those of further ports are counted as port `other`.
+pub const PORTS_MAX: usize = 256;
 
 /// A number that many tasks count.
 #[derive(Debug, Default)]
@@ -23,23 +34,55 @@ impl Counter {
     }
 }
 
-/// What an ingress counts since its start.
+/// What is counted of clients' connections.
 #[derive(Debug, Default)]
-pub struct IngressMetrics {
-    /// Client connections accepted.
+pub struct Connections {
+    /// Accepted.
     pub accepted: Counter,
-    /// Client connections open now (a gauge).
+    /// Open now (a gauge).
     pub open: Counter,
-    /// Connections that reached a task of this node.
+    /// Reached a task of this node.
     pub connected_local: Counter,
-    /// Connections that reached a task of another node.
+    /// Reached a task of another node.
     pub connected_remote: Counter,
-    /// Client connections that no backend took in time; they were reset.
+    /// No backend took them in time; they were reset.
     pub given_up: Counter,
     /// Attempts at a backend that failed or were too slow.
     pub attempts_failed: Counter,
     /// Backends sent to rest.
     pub ejections: Counter,
+    /// Bytes from clients to tasks.
+    pub bytes_in: Counter,
+    /// Bytes from tasks to clients.
+    pub bytes_out: Counter,
+}
+
+/// The counters of one port, and those of all ports.
+#[derive(Debug, Clone)]
+pub(super) struct PortMetrics {
+    own: Arc<Connections>,
+    all: Arc<Connections>,
+}
+
+impl PortMetrics {
+    /// Counts one of the numbers up.
+    pub(super) fn add(&self, which: fn(&Connections) -> &Counter, amount: u64) {
+        which(&self.own).add(amount);
+        which(&self.all).add(amount);
+    }
+
+    /// Counts one of the gauges down.
+    pub(super) fn sub(&self, which: fn(&Connections) -> &Counter, amount: u64) {
+        which(&self.own).sub(amount);
+        which(&self.all).sub(amount);
+    }
+}
+
+/// What a node's ingress counts since the daemon's start.
+#[derive(Debug, Default)]
+pub struct IngressMetrics {
+    /// Of all ports, those that are gone included.
+    pub all: Arc<Connections>,
     /// Times that accepting waited because the node forwards as many connections as it may.
     pub paused: Counter,
     /// Times that the kernel could not hand over a connection (out of file descriptors or memory).
@@ -48,8 +91,137 @@ pub struct IngressMetrics {
     pub tunnels_served: Counter,
     /// Tunnels from other nodes that did not reach a task.
     pub tunnels_refused: Counter,
-    /// Bytes from clients to tasks.
-    pub bytes_in: Counter,
-    /// Bytes from tasks to clients.
-    pub bytes_out: Counter,
+    /// Of the ports that are published now, at most [`PORTS_MAX`].
+    ports: Mutex<BTreeMap<u16, Arc<Connections>>>,
+    others: Arc<Connections>,
+}
+
+impl IngressMetrics {
+    /// Returns the counters of a port that is opened.
+    pub(super) fn port(&self, number: u16) -> PortMetrics {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = match ports.len() < PORTS_MAX || ports.contains_key(&number) {
+            true => ports.entry(number).or_default().clone(),
+            false => self.others.clone(),
+        };
+        PortMetrics { own, all: self.all.clone() }
+    }
+
+    /// Forgets the counters of a port that was closed; those of all ports keep what it added.
+    pub(super) fn close(&self, number: u16) {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+}
+
+/// Name, help and value of what is counted for each port.
+type PortFamily = (&'static str, &'static str, fn(&Connections) -> &Counter);
+
+const PORT_COUNTERS: [PortFamily; 6] = [
+    ("shoal_ingress_connections", "Client connections accepted, by published port", |port| &port.accepted),
+    ("shoal_ingress_given_up", "Client connections that no task took in time, by published port", |port| {
+        &port.given_up
+    }),
+    ("shoal_ingress_attempts_failed", "Attempts at a task that failed or were too slow, by published port", |port| {
+        &port.attempts_failed
+    }),
+    ("shoal_ingress_ejections", "Tasks that were not tried for a while, by published port", |port| &port.ejections),
+    ("shoal_ingress_received_bytes", "Bytes from clients to tasks, by published port", |port| &port.bytes_in),
+    ("shoal_ingress_sent_bytes", "Bytes from tasks to clients, by published port", |port| &port.bytes_out),
+];
+
+impl Collector for IngressMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let mut ports: Vec<(String, Arc<Connections>)> = {
+            let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            ports.iter().map(|(number, port)| (number.to_string(), port.clone())).collect()
+        };
+        if self.others.accepted.get() > 0 {
+            ports.push(("other".to_owned(), self.others.clone()));
+        }
+        for (name, help, value) in PORT_COUNTERS {
+            let kind = ConstCounter::new(0u64).metric_type();
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (port, counters) in &ports {
+                let labels = [("port", port.as_str())];
+                ConstCounter::new(value(counters).get()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let name = "shoal_ingress_connected";
+        let help = "Client connections that reached a task, by published port and whether the task is on this node";
+        let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
+        for (port, counters) in &ports {
+            for (node, counter) in [("this", &counters.connected_local), ("other", &counters.connected_remote)] {
+                let labels = [("port", port.as_str()), ("node", node)];
+                ConstCounter::new(counter.get()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let (name, help) = ("shoal_ingress_open", "Client connections open now, by published port");
+        let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
+        for (port, counters) in &ports {
+            let open = i64::try_from(counters.open.get()).unwrap_or(i64::MAX);
+            ConstGauge::new(open).encode(family.encode_family(&[("port", port.as_str())])?)?;
+        }
+        for (name, help, counter) in [
+            ("shoal_ingress_paused", "Times that accepting waited for connections to end", &self.paused),
+            ("shoal_ingress_accept_errors", "Connections that the kernel could not hand over", &self.accept_errors),
+            ("shoal_ingress_tunnels_served", "Tunnels of other nodes that were taken", &self.tunnels_served),
+            ("shoal_ingress_tunnels_refused", "Tunnels of other nodes that reached no task", &self.tunnels_refused),
+        ] {
+            let counter = ConstCounter::new(counter.get());
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+
+    fn text_of(metrics: &Arc<IngressMetrics>) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(metrics.clone()));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn ports_are_counted_apart_and_together() {
+        let metrics = Arc::new(IngressMetrics::default());
+        let (web, db) = (metrics.port(80), metrics.port(5432));
+        web.add(|port| &port.accepted, 2);
+        db.add(|port| &port.accepted, 1);
+        db.add(|port| &port.open, 1);
+        web.add(|port| &port.bytes_in, 100);
+        web.add(|port| &port.connected_remote, 2);
+        let text = text_of(&metrics);
+        for line in [
+            "shoal_ingress_connections_total{port=\"80\"} 2",
+            "shoal_ingress_connections_total{port=\"5432\"} 1",
+            "shoal_ingress_received_bytes_total{port=\"80\"} 100",
+            "shoal_ingress_connected_total{port=\"80\",node=\"other\"} 2",
+            "shoal_ingress_open{port=\"5432\"} 1",
+            "shoal_ingress_paused_total 0",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert_eq!(metrics.all.accepted.get(), 3);
+        metrics.close(80);
+        assert!(!text_of(&metrics).contains("port=\"80\""), "a port that is closed is not shown");
+        assert_eq!(metrics.all.accepted.get(), 3);
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let metrics = Arc::new(IngressMetrics::default());
+        for number in 1..=1000 {
+            metrics.port(number).add(|port| &port.accepted, 1);
+        }
+        let text = text_of(&metrics);
+        assert_eq!(text.matches("shoal_ingress_connections_total{").count(), PORTS_MAX + 1);
+        assert!(text.contains("shoal_ingress_connections_total{port=\"other\"} 744"), "{text}");
+    }
 }

@@ -10,9 +10,11 @@ use shoal_control::routes::{Backend, Route};
 use shoal_protocol::{NodeId, TaskId, Time};
 
 use super::IngressConfig;
+use super::metrics::PortMetrics;
 
 pub(super) struct Port {
     pub(super) number: u16,
+    pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
 }
@@ -33,7 +35,13 @@ pub(super) struct Counted {
 impl Port {
     pub(super) fn new(number: u16, route: Route, config: &IngressConfig) -> Self {
         let rng = StdRng::seed_from_u64(config.seed ^ u64::from(number));
-        Self { number, here: config.node, state: Mutex::new(State { route, balancer: Balancer::default(), rng }) }
+        let metrics = config.metrics.port(number);
+        Self {
+            number,
+            metrics,
+            here: config.node,
+            state: Mutex::new(State { route, balancer: Balancer::default(), rng }),
+        }
     }
 
     pub(super) fn retarget(&self, route: Route) {

@@ -8,8 +8,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tracing::trace;
 
-use super::metrics::Counter;
-
 /// Bytes of a direction's buffer at first: thousands of idle connections must be cheap.
 const BUFFER_MIN: usize = 8 * 1024;
 
@@ -52,7 +50,7 @@ pub(super) fn set_up(stream: &TcpStream) {
 pub(super) async fn relay_tcp(
     mut client: TcpStream,
     mut task: TcpStream,
-    bytes: (&Counter, &Counter),
+    bytes: (impl Fn(u64), impl Fn(u64)),
 ) -> io::Result<()> {
     let result = {
         let ((from_client, to_client), (from_task, to_task)) = (client.split(), task.split());
@@ -65,11 +63,11 @@ pub(super) async fn relay_tcp(
     result
 }
 
-/// Relays between a TCP connection and any other stream. `bytes` counts from TCP to the stream, then back.
+/// Relays between a TCP connection and any other stream. `bytes` are told how many went from TCP to the stream, and back.
 pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     mut tcp: TcpStream,
     stream: S,
-    bytes: (&Counter, &Counter),
+    bytes: (impl Fn(u64), impl Fn(u64)),
 ) -> io::Result<()> {
     let result = {
         let ((from_tcp, to_tcp), (from_stream, to_stream)) = (tcp.split(), tokio::io::split(stream));
@@ -99,7 +97,7 @@ where
 async fn copy(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
-    bytes: &Counter,
+    count: impl Fn(u64),
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_MIN];
     loop {
@@ -109,7 +107,7 @@ async fn copy(
         }
         writer.write_all(&buffer[..read]).await?;
         writer.flush().await?;
-        bytes.add(read as u64);
+        count(read as u64);
         if read == buffer.len() && read < BUFFER_MAX {
             buffer.resize(BUFFER_MAX.min(read * 4), 0);
         }

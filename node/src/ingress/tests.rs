@@ -39,6 +39,7 @@ fn config(node: NodeId, connections_max: usize) -> IngressConfig {
         connections_max,
         seed: 1,
         clock: Arc::new(move || Time(u64::try_from(start.elapsed().as_millis()).unwrap())),
+        metrics: Arc::default(),
     }
 }
 
@@ -156,7 +157,7 @@ async fn both_local_and_remote_tasks_are_reached() {
         names.insert(name);
     }
     assert_eq!(names, [b'a', b'b'].into());
-    assert!(near.metrics().connected_remote.get() > 0);
+    assert!(near.metrics().all.connected_remote.get() > 0);
     assert!(far.metrics().tunnels_served.get() > 0);
 }
 
@@ -207,8 +208,8 @@ async fn no_request_fails_when_a_task_dies() {
         assert_eq!(name, b'b');
         echo(&mut stream, b"still here").await;
     }
-    assert!(ingress.metrics().ejections.get() >= 1);
-    assert!(ingress.metrics().attempts_failed.get() < 10, "a resting backend is not tried each time");
+    assert!(ingress.metrics().all.ejections.get() >= 1);
+    assert!(ingress.metrics().all.attempts_failed.get() < 10, "a resting backend is not tried each time");
 }
 
 #[tokio::test]
@@ -249,7 +250,7 @@ async fn a_client_without_backends_is_reset_and_one_that_waits_is_served() {
     let error = connect(port).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     let waiting = tokio::spawn(connect(port));
-    wait_for("waiting client", || async { ingress.metrics().accepted.get() >= 3 }).await;
+    wait_for("waiting client", || async { ingress.metrics().all.accepted.get() >= 3 }).await;
     publish(&ingress, port, &[(1, HERE, task.address)]).await;
     assert_eq!(waiting.await.unwrap().unwrap().1, b'a');
 }
@@ -272,7 +273,7 @@ async fn either_side_may_end_first() {
         timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert_eq!(rest, b"last wordsbye", "{nodes}");
     }
-    wait_for("connections to end", || async { near.metrics().open.get() == 0 }).await;
+    wait_for("connections to end", || async { near.metrics().all.open.get() == 0 }).await;
 }
 
 #[tokio::test]
@@ -293,7 +294,7 @@ async fn a_broken_task_connection_is_a_reset_not_an_end() {
     stream.write_u8(1).await.unwrap();
     let result = timeout(PATIENCE, stream.read_u8()).await.unwrap();
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-    assert_eq!(ingress.metrics().given_up.get(), 0);
+    assert_eq!(ingress.metrics().all.given_up.get(), 0);
     server.abort();
 }
 
@@ -394,12 +395,12 @@ async fn connections_beyond_the_bound_wait() {
     let (task, port) = (EchoTask::start(b'a').await, free_port().await);
     let ingress = Ingress::spawn(config(HERE, 2), Arc::<Nodes>::default());
     publish(&ingress, port, &[(1, HERE, task.address)]).await;
-    wait_for("probe to end", || async { ingress.metrics().open.get() == 0 }).await;
+    wait_for("probe to end", || async { ingress.metrics().all.open.get() == 0 }).await;
     let (first, _) = connect(port).await.unwrap();
     let (_second, _) = connect(port).await.unwrap();
     let third = tokio::spawn(connect(port));
     wait_for("accepting to pause", || async { ingress.metrics().paused.get() == 1 }).await;
-    assert_eq!(ingress.metrics().open.get(), 2);
+    assert_eq!(ingress.metrics().all.open.get(), 2);
     assert!(!third.is_finished());
     drop(first);
     assert_eq!(third.await.unwrap().unwrap().1, b'a');

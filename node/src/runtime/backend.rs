@@ -1,5 +1,7 @@
 //! What the API needs of the node: questions for the event loop, calls of the driver, and other nodes' APIs.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
@@ -13,7 +15,7 @@ use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{NodeId, Now, TaskId};
+use shoal_protocol::{NodeId, Now, TaskId, WallTime};
 use tokio::io::AsyncRead;
 use tokio::sync::oneshot;
 
@@ -106,7 +108,7 @@ fn snapshot(control: &Control, want: &Want) -> Snapshot {
     source.snapshot(want)
 }
 
-fn status(control: &Control, now: Now) -> StatusReport {
+fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusReport {
     let store = control.store();
     StatusReport::new(&StatusFacts {
         cluster: store.cluster().map(|cluster| cluster.id),
@@ -130,7 +132,9 @@ fn status(control: &Control, now: Now) -> StatusReport {
             })
             .collect(),
         quarantined: store.quarantined().len(),
-        storage: control.storage_refusal().map(str::to_owned),
+        troubles: control.troubles(),
+        credential_ends,
+        now: now.wall,
     })
 }
 
@@ -145,7 +149,8 @@ impl Backend for NodeBackend {
     }
 
     async fn status(&self) -> Result<StatusReport, ApiError> {
-        self.look(status).await
+        let ends = WallTime(self.shells().await?.credential_ends.load(Ordering::Relaxed));
+        self.look(move |control, now| status(control, ends, now)).await
     }
 
     async fn write(&self, write: Write) -> Result<Written, WriteError> {

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
+use shoal_control::discovery;
+use shoal_control::renewal::Source;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::token::Role;
@@ -14,9 +16,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::command::Tokens;
+use super::finding::Finder;
 use super::health::HealthMetrics;
+use super::renewing::{Issuer, Renewed, Renewing};
 use super::shells::Shells;
 use crate::agent::AgentHandle;
+use crate::disk::KnownPeer;
 use crate::gossip::{Gossip, GossipEvent, Membership as _};
 use crate::identity::{ClusterSecrets, Membership};
 use crate::ingress::IngressHandle;
@@ -24,6 +29,9 @@ use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority
 
 /// How long a probe over a fresh connection may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
+
+/// Ports that a node says it cannot open; of further ones its log tells.
+const PORT_ERRORS_MAX: usize = 64;
 
 /// Events that may wait for the loop.
 pub(super) const EVENTS_MAX: usize = 1024;
@@ -34,6 +42,10 @@ pub(super) enum Happening {
     Swarm(SwarmEvent),
     Driver(TaskId, DriverReport),
     Gossip(GossipEvent),
+    /// Somebody calls on the local link in the name of a node.
+    Heard(NodeId, SocketAddr),
+    /// An attempt to renew this node's credential ended.
+    Renewed(Box<Renewed>),
     PortErrors,
     /// A shell is gone, and nothing more comes from it: this daemon cannot go on.
     Ended(&'static str),
@@ -56,6 +68,8 @@ pub(super) struct Member {
     pub(super) membership: Membership,
     pub(super) swarm: SwarmHandle,
     pub(super) gossip: Gossip,
+    pub(super) finder: Finder,
+    pub(super) renewing: Renewing,
     /// Who seemed to be alive when gossip last said so.
     pub(super) gossiped: BTreeSet<NodeId>,
     /// The API, for calls of other nodes.
@@ -66,6 +80,8 @@ pub(super) struct Member {
     pub(super) health: HealthMetrics,
     pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
     pub(super) disk: crate::disk::Disk,
+    /// Where the other nodes are, for the disk.
+    pub(super) peers: watch::Sender<Vec<KnownPeer>>,
     pub(super) sender: mpsc::Sender<Event>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
@@ -87,7 +103,8 @@ impl Member {
 
     /// Returns when [`Member::tick`] is due.
     pub(super) fn timeout(&self) -> Time {
-        self.control.poll_timeout()
+        let others = [Some(self.finder.timeout()), self.renewing.timeout()];
+        others.into_iter().flatten().fold(self.control.poll_timeout(), Time::min)
     }
 
     /// Waits for the next thing to happen. Cancelling it loses nothing.
@@ -100,6 +117,8 @@ impl Member {
                 report.map_or(Happening::Ended("agent"), |(task, report)| Happening::Driver(task, report))
             }
             event = self.gossip_events.recv() => event.map_or(Happening::Ended("gossip"), Happening::Gossip),
+            (node, address) = self.finder.next() => Happening::Heard(node, address),
+            renewed = self.renewing.next() => Happening::Renewed(Box::new(renewed)),
             Ok(()) = self.port_errors.changed() => Happening::PortErrors,
         }
     }
@@ -112,14 +131,25 @@ impl Member {
         self.control.handle_event(event, clock::now());
     }
 
+    fn find(&mut self, event: discovery::Event) {
+        self.finder.handle(event, clock::now().time);
+    }
+
     pub(super) fn take_in(&mut self, happening: Happening) -> Result<(), ShellEnded> {
         match happening {
             Happening::Event(event) => self.handle(event),
             Happening::Swarm(event) => self.swarm_event(event),
             Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
             Happening::Gossip(event) => self.gossip_event(event),
+            Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
+            Happening::Renewed(renewed) => {
+                if let Some(membership) = self.renewing.ended(*renewed, clock::now().time) {
+                    self.membership = membership;
+                }
+            }
             Happening::PortErrors => {
-                let port_errors = self.port_errors.borrow_and_update().clone();
+                let port_errors =
+                    self.port_errors.borrow_and_update().clone().into_iter().take(PORT_ERRORS_MAX).collect();
                 let status = self.control.own_status().clone();
                 self.handle(Event::Status(shoal_protocol::value::NodeStatus { port_errors, ..status }));
             }
@@ -134,11 +164,13 @@ impl Member {
                 tracing::info!(%node, %role, %address, "connected");
                 self.handle(Event::Address { node, address });
                 self.handle(Event::PeerUp { node, role });
+                self.find(discovery::Event::Up(node));
                 self.gossip.meet(address);
             }
             SwarmEvent::Down { node } => {
                 tracing::info!(%node, "disconnected");
                 self.handle(Event::PeerDown { node });
+                self.find(discovery::Event::Down(node));
             }
             SwarmEvent::Message { from, message: PeerMessage::Gossip(bytes) } => {
                 if let Some(peer) = self.swarm.peers().into_iter().find(|peer| peer.node == from) {
@@ -292,6 +324,20 @@ impl Member {
         Ok(JoinReply { membership, peers })
     }
 
+    /// Renews this node's own credential if it is time to.
+    fn renew_if_due(&mut self) {
+        let now = clock::now();
+        let signs = self.membership.manager_key.is_some();
+        let Some(source) = self.renewing.due(&self.swarm, signs, now) else { return };
+        let issuer = match source {
+            Source::Manager(manager) => Issuer::Manager(manager),
+            Source::Itself => {
+                Issuer::Itself(self.renew(self.control.me(), &self.renewing.public_key, self.membership.role))
+            }
+        };
+        self.renewing.begin(self.swarm.clone(), self.membership.clone(), issuer, now.wall);
+    }
+
     fn renew(&self, node: NodeId, public_key: &[u8; 32], role: Role) -> Result<Vec<u8>, String> {
         let listed = self.control.store().node_spec(node).map(|spec| spec.role);
         if listed != Some(role) {
@@ -303,6 +349,8 @@ impl Member {
 
     /// Performs what the decisions ask for. Returns whether this node was removed from the cluster.
     pub(super) async fn perform(&mut self) -> bool {
+        self.find(discovery::Event::Tick);
+        self.renew_if_due();
         let mut removed = false;
         while let Some(action) = self.control.poll_action() {
             match action {
@@ -322,6 +370,7 @@ impl Member {
                 Action::Routes { ingress, host } => self.ingress.apply(ingress, host),
                 Action::Peers { known, banned } => self.keep_peers(known, banned),
                 Action::Health { node, health } => self.health.note(node, health),
+                Action::Trouble { what } => tracing::error!("{what}"),
                 Action::Removed => removed = true,
             }
         }
@@ -357,22 +406,14 @@ impl Member {
         });
     }
 
-    fn keep_peers(&self, known: BTreeMap<NodeId, BTreeSet<SocketAddr>>, banned: BTreeSet<NodeId>) {
+    fn keep_peers(&mut self, known: BTreeMap<NodeId, BTreeSet<SocketAddr>>, banned: BTreeSet<NodeId>) {
         let known: BTreeMap<NodeId, Vec<_>> =
             known.into_iter().map(|(node, addresses)| (node, addresses.into_iter().collect())).collect();
         self.swarm.set_banned(banned);
-        let peers = known
-            .iter()
-            .map(|(id, addresses)| crate::disk::KnownPeer { id: *id, addresses: addresses.clone() })
-            .collect();
+        self.find(discovery::Event::Known(known.keys().copied().collect()));
+        let peers = known.iter().map(|(id, addresses)| KnownPeer { id: *id, addresses: addresses.clone() });
+        self.peers.send_replace(peers.collect());
         self.swarm.set_peers(known);
-        let disk = self.disk.clone();
-        tokio::spawn(async move {
-            let batch = crate::disk::Batch { peers: Some(peers), ..crate::disk::Batch::default() };
-            if let Err(error) = disk.write(batch).await {
-                tracing::warn!(%error, "failed to note where the other nodes are");
-            }
-        });
     }
 
     /// Says that this node goes away.

@@ -11,14 +11,16 @@ use shoal_control::lease;
 use shoal_protocol::codec;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
-use shoal_protocol::token::{JoinToken, Role};
+use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::WriteError;
 use shoal_protocol::{ClusterId, NodeId, WallTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::command::MembershipError;
+use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
+use super::renewing::Renewing;
 use super::shells::{Shells, SwarmTunnels};
 use super::{Daemon, clock, persist};
 use crate::agent::Agent;
@@ -27,7 +29,7 @@ use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
 use crate::identity::{Membership, NodeKey, create_cluster};
 use crate::ingress::{CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
-use crate::swarm::{self, JoinReply, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
+use crate::swarm::{self, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
 
 /// How long all tasks together may take to end when their node leaves.
 const STOP_ALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,34 +37,48 @@ const STOP_ALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Frames of gossip, and events of it, that may wait; more are dropped, it repeats itself.
 const GOSSIP_MAX: usize = 64;
 
-/// Between two attempts to join that `--join` asked for.
-const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// A node that is on its way into a cluster.
-pub(super) struct Joining {
-    result: oneshot::Receiver<Joined>,
-    reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
-    again: Option<(Vec<String>, String)>,
-}
-
-/// What came of an attempt to join.
-pub(super) struct Joined {
-    key: NodeKey,
-    /// On failure why, with every cause.
-    outcome: Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>, JoinReply), String>,
-    reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
-    again: Option<(Vec<String>, String)>,
-}
+/// The setting with the names that this node joined by, so that it can ask them again.
+const SEEDS: &str = "seeds";
 
 /// What a member starts with.
-struct Start {
-    key: NodeKey,
-    membership: Membership,
-    records: Vec<Record>,
-    leases: Option<lease::Durable>,
-    restarted: bool,
-    addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
-    swarm: Option<(SwarmHandle, mpsc::Receiver<SwarmEvent>)>,
+pub(super) struct Start {
+    pub(super) key: NodeKey,
+    pub(super) membership: Membership,
+    pub(super) records: Vec<Record>,
+    pub(super) leases: Option<lease::Durable>,
+    pub(super) restarted: bool,
+    pub(super) addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
+    pub(super) swarm: Option<(SwarmHandle, mpsc::Receiver<SwarmEvent>)>,
+    pub(super) seeds: Vec<String>,
+}
+
+/// A node's place in a cluster, as it was on disk.
+pub(super) struct Stored {
+    pub(super) key: NodeKey,
+    pub(super) membership: Membership,
+    pub(super) records: Vec<Record>,
+    pub(super) leases: Option<lease::Durable>,
+    pub(super) addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
+}
+
+impl Stored {
+    /// Reads what was on disk.
+    pub(super) fn read(loaded: Loaded) -> anyhow::Result<Self> {
+        let damaged = "the store of this node is damaged: move its data directory away and join the cluster again";
+        Ok(Self {
+            key: NodeKey::from_bytes(loaded.identity.as_deref().context(damaged)?).context(damaged)?,
+            membership: Membership::from_bytes(loaded.cluster.as_deref().context(damaged)?).context(damaged)?,
+            records: loaded.records,
+            leases: loaded.leases.as_deref().map(codec::decode).transpose().context(damaged)?,
+            addresses: loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect(),
+        })
+    }
+
+    /// Returns whether its credential has ended and nothing but a token can bring a new one: a manager signs its own.
+    pub(super) fn needs_token(&self) -> anyhow::Result<bool> {
+        let expires = self.membership.expires(&self.key.public_key())?;
+        Ok(expires <= clock::now().wall && self.membership.manager_key.is_none())
+    }
 }
 
 /// The answer to whatever needs a cluster. Source: Docker Engine, the same words but for the command.
@@ -71,23 +87,6 @@ pub(super) fn no_cluster() -> WriteError {
         "This node is not a swarm manager. Use \"shoal init\" or \"shoal join\" to connect this node to swarm and try again."
             .to_owned(),
     )
-}
-
-/// Waits for the end of an attempt to join.
-pub(super) async fn next_joined(joining: &mut Option<Joining>) -> Joined {
-    let Some(attempt) = joining else { return std::future::pending().await };
-    match (&mut attempt.result).await {
-        Ok(mut joined) => {
-            joined.reply = attempt.reply.take();
-            joined.again = attempt.again.take();
-            *joining = None;
-            joined
-        }
-        Err(_) => {
-            *joining = None;
-            std::future::pending().await
-        }
-    }
 }
 
 impl Daemon {
@@ -111,123 +110,28 @@ impl Daemon {
             restarted: false,
             addresses: BTreeMap::new(),
             swarm: None,
+            seeds: Vec::new(),
         };
         self.begin(start, true).await.map_err(failed)
     }
 
     /// Comes back as the member that this node was.
-    pub(super) async fn resume(&mut self, loaded: Loaded) -> anyhow::Result<()> {
-        let damaged = "the store of this node is damaged: move its data directory away and join the cluster again";
-        let key = NodeKey::from_bytes(loaded.identity.as_deref().context(damaged)?).context(damaged)?;
-        let membership = Membership::from_bytes(loaded.cluster.as_deref().context(damaged)?).context(damaged)?;
-        let leases = loaded.leases.as_deref().map(codec::decode).transpose().context(damaged)?;
-        let addresses = loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect();
-        let start = Start { key, membership, records: loaded.records, leases, restarted: true, addresses, swarm: None };
+    pub(super) async fn resume(&mut self, stored: Stored) -> anyhow::Result<()> {
+        let Stored { key, membership, records, leases, addresses } = stored;
+        let seeds = self.seeds();
+        let start = Start { key, membership, records, leases, restarted: true, addresses, swarm: None, seeds };
         self.begin(start, false).await
     }
 
-    /// Begins to join for a user who waits for the result.
-    pub(super) fn join_for(
-        &mut self,
-        seeds: Vec<String>,
-        token: &str,
-        reply: oneshot::Sender<Result<(), MembershipError>>,
-    ) -> Result<(), (oneshot::Sender<Result<(), MembershipError>>, MembershipError)> {
-        if self.member.is_some() || self.joining.is_some() {
-            return Err((reply, MembershipError::Member));
-        }
-        match token.parse::<JoinToken>() {
-            Ok(token) => {
-                self.try_to_join(Duration::ZERO, seeds, token, Some(reply), None);
-                Ok(())
-            }
-            Err(error) => Err((reply, MembershipError::Invalid(error.to_string()))),
-        }
-    }
-
-    /// Begins to join because the daemon was started with `--join`, and tries again until it succeeds.
-    pub(super) fn join(
-        &mut self,
-        seeds: Vec<String>,
-        text: &str,
-        reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
-    ) -> Result<(), MembershipError> {
-        let token: JoinToken = text
-            .parse()
-            .map_err(|error: shoal_protocol::token::InvalidToken| MembershipError::Invalid(error.to_string()))?;
-        self.try_to_join(Duration::ZERO, seeds.clone(), token, reply, Some((seeds, text.to_owned())));
-        Ok(())
-    }
-
-    fn try_to_join(
-        &mut self,
-        after: Duration,
-        seeds: Vec<String>,
-        token: JoinToken,
-        reply: Option<oneshot::Sender<Result<(), MembershipError>>>,
-        again: Option<(Vec<String>, String)>,
-    ) {
-        let (sender, result) = oneshot::channel();
-        let (listen, advertise) = (self.config.listen_addr, self.advertised);
-        tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            let key = NodeKey::generate();
-            let (events, receiver) = mpsc::channel(EVENTS_MAX);
-            let config = SwarmConfig { key: key.clone(), listen, advertise, membership: None, clock: wall };
-            let outcome = match swarm::spawn(config, events).await {
-                Ok(handle) => match handle.join(&seeds, &token).await {
-                    Ok(joined) => Ok((handle, receiver, joined)),
-                    Err(error) => {
-                        handle.shutdown().await;
-                        Err(with_causes(&error))
-                    }
-                },
-                Err(error) => Err(with_causes(&error)),
-            };
-            // The daemon may have ended meanwhile.
-            let _ = sender.send(Joined { key, outcome, reply: None, again: None });
-        });
-        self.joining = Some(Joining { result, reply, again });
-    }
-
-    /// Takes in what came of an attempt to join.
-    pub(super) async fn joined(&mut self, joined: Joined) {
-        let result = match joined.outcome {
-            Ok((handle, receiver, reply)) => {
-                let addresses =
-                    reply.peers.into_iter().map(|(node, address)| (node, BTreeSet::from([address]))).collect();
-                let start = Start {
-                    key: joined.key,
-                    membership: reply.membership,
-                    records: Vec::new(),
-                    leases: None,
-                    restarted: false,
-                    addresses,
-                    swarm: Some((handle, receiver)),
-                };
-                self.begin(start, true).await.map_err(|error| MembershipError::Failed(format!("{error:#}")))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "failed to join");
-                if let Some((seeds, text)) = joined.again
-                    && let Ok(token) = text.parse()
-                {
-                    self.try_to_join(JOIN_AGAIN_AFTER, seeds.clone(), token, None, Some((seeds, text)));
-                }
-                Err(MembershipError::Invalid(error))
-            }
-        };
-        if let Some(reply) = joined.reply {
-            let _ = reply.send(result);
-        } else if let Err(error) = result
-            && self.joining.is_none()
-        {
-            tracing::error!(%error, "failed to become a member");
-        }
+    /// Returns the names by which to look for the cluster: those of `--join`, or else those that it was joined by.
+    fn seeds(&self) -> Vec<String> {
+        let joined_by = self.settings.get(SEEDS).map_or("", String::as_str);
+        let joined_by = joined_by.split(',').filter(|seed| !seed.is_empty()).map(str::to_owned);
+        if self.config.join.is_empty() { joined_by.collect() } else { self.config.join.clone() }
     }
 
     /// Starts the shells and the decisions of a member.
-    async fn begin(&mut self, start: Start, is_new: bool) -> anyhow::Result<()> {
+    pub(super) async fn begin(&mut self, start: Start, is_new: bool) -> anyhow::Result<()> {
         let node = start.key.node_id();
         let cluster = start.membership.cluster()?;
         if is_new {
@@ -238,9 +142,17 @@ impl Daemon {
         let status = self.node_status(driver.as_ref()).await?;
         let found = driver.list().await.context("failed to list this node's containers")?;
 
+        let public_key = start.key.public_key();
+        let expires = start.membership.expires(&public_key)?;
+        if expires <= clock::now().wall {
+            tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
+        }
         let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
+        let finder =
+            Finder::start(&self.config, (node, cluster), swarm.clone(), start.seeds, (seed, clock::now().time));
+        let renewing = Renewing::start(public_key, expires, self.disk.clone(), seed, clock::now().time);
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
         let agent = Agent::spawn(driver.clone(), reports);
@@ -263,15 +175,18 @@ impl Daemon {
             control: Control::new(boot, clock::now()),
             membership: start.membership,
             port_errors: ingress.port_errors(),
-            shells: Shells::new(node, driver, swarm.clone(), ingress.metrics()),
-            health: self.health.clone(),
+            shells: Shells::new(node, driver, swarm.clone(), renewing.expires()),
+            health: self.metrics.health.clone(),
+            renewing,
             swarm,
             gossip,
+            finder,
             gossiped: BTreeSet::new(),
             router: self.router.clone(),
             agent,
             ingress,
             persist: persist::spawn(self.disk.clone(), sender.clone()),
+            peers: persist::spawn_peers(self.disk.clone()),
             disk: self.disk.clone(),
             sender,
             events,
@@ -348,11 +263,13 @@ impl Daemon {
             connections_max: CONNECTIONS_MAX,
             seed,
             clock: Arc::new(|| clock::now().time),
+            metrics: self.metrics.ingress.clone(),
         };
         Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))
     }
 
-    async fn store_membership(&self, start: &Start) -> anyhow::Result<()> {
+    async fn store_membership(&mut self, start: &Start) -> anyhow::Result<()> {
+        self.settings.insert(SEEDS.to_owned(), start.seeds.join(","));
         let leases = start.leases.as_ref().map(codec::encode).transpose()?;
         let peers = start
             .addresses
@@ -365,6 +282,7 @@ impl Daemon {
             records: start.records.clone(),
             leases,
             peers: Some(peers.collect()),
+            settings: self.settings.clone(),
             ..Batch::default()
         };
         self.disk.write(batch).await.context("failed to store the membership")
@@ -406,7 +324,9 @@ impl Daemon {
             tracing::error!("some tasks did not end in time; their containers are left to the engine");
         }
         member.close().await;
-        let batch = Batch { forget_cluster: true, identity: Some(Vec::new()), ..Batch::default() };
+        self.settings.insert(SEEDS.to_owned(), String::new());
+        let settings = self.settings.clone();
+        let batch = Batch { forget_cluster: true, identity: Some(Vec::new()), settings, ..Batch::default() };
         if let Err(error) = self.disk.write(batch).await {
             tracing::error!(%error, "failed to forget the cluster on disk");
         }
@@ -423,13 +343,7 @@ async fn carry_gossip(mut frames: mpsc::Receiver<(SocketAddr, Vec<u8>)>, swarm: 
     }
 }
 
-/// Writes an error with the errors that caused it.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// Reads the wall clock, by which credentials expire.
-fn wall() -> WallTime {
+pub(super) fn wall() -> WallTime {
     clock::now().wall
 }

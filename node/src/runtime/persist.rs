@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use shoal_control::core::{Event, PersistBatch};
 use shoal_protocol::Key;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::disk::{Batch, Disk, DiskError};
+use crate::disk::{Batch, Disk, DiskError, KnownPeer};
 
 /// Batches that may wait for the disk. When as many wait the event loop does, too: a disk that is slower than the cluster's
 /// changes must slow the node down, not fill its memory.
@@ -40,6 +40,29 @@ pub fn spawn(disk: Disk, reports: mpsc::Sender<Event>) -> mpsc::Sender<(u64, Per
             };
             if reported.is_err() {
                 return;
+            }
+        }
+    });
+    sender
+}
+
+/// Between two attempts to note where the other nodes are.
+const PEERS_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Starts noting where the other nodes are: what was said last is on disk in the end, whatever came before.
+pub fn spawn_peers(disk: Disk) -> watch::Sender<Vec<KnownPeer>> {
+    let (sender, mut peers) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        while peers.changed().await.is_ok() {
+            let newest = peers.borrow_and_update().clone();
+            let batch = Batch { peers: Some(newest), ..Batch::default() };
+            if let Err(error) = disk.write(batch).await {
+                tracing::warn!(%error, "failed to note where the other nodes are");
+                tokio::time::sleep(PEERS_AGAIN_AFTER).await;
+                if peers.has_changed().is_err() {
+                    break;
+                }
+                peers.mark_changed();
             }
         }
     });
@@ -100,9 +123,8 @@ async fn tell_room(
     if refusal == *told {
         return Ok(());
     }
-    match &refusal {
-        Some(error) => tracing::error!(%error, "writes at this node are refused until there is room; its tasks go on"),
-        None => tracing::info!("there is room on the disk again: writes at this node go on"),
+    if refusal.is_none() {
+        tracing::info!("there is room on the disk again: writes at this node go on");
     }
     told.clone_from(&refusal);
     reports.send(Event::Storage(refusal)).await

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use shoal_protocol::NodeId;
 
 use crate::driver::Driver;
-use crate::ingress::metrics::IngressMetrics;
 use crate::ingress::{TunnelStream, Tunnels};
 use crate::swarm::SwarmHandle;
 
@@ -20,13 +20,18 @@ pub struct Shells {
     pub driver: Arc<dyn Driver>,
     /// The way to other nodes.
     pub swarm: SwarmHandle,
-    /// Counters of the ingress.
-    pub ingress: Arc<IngressMetrics>,
+    /// When this node's credential ends, in nanoseconds since 1970.
+    pub credential_ends: Arc<AtomicU64>,
 }
 
 impl Shells {
-    pub(super) fn new(node: NodeId, driver: Arc<dyn Driver>, swarm: SwarmHandle, ingress: Arc<IngressMetrics>) -> Self {
-        Self { node, driver, swarm, ingress }
+    pub(super) fn new(
+        node: NodeId,
+        driver: Arc<dyn Driver>,
+        swarm: SwarmHandle,
+        credential_ends: Arc<AtomicU64>,
+    ) -> Self {
+        Self { node, driver, swarm, credential_ends }
     }
 
     /// Stops and removes every container of this node.

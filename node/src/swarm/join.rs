@@ -131,6 +131,21 @@ impl SwarmHandle {
         Err(last)
     }
 
+    /// Resolves the names of seeds and dials what they lead to, except this node and those it is linked with.
+    pub async fn dial_seeds(&self, seeds: &[String]) {
+        let mut addresses = BTreeSet::new();
+        for seed in seeds.iter().take(ASKED_MAX) {
+            match resolve(seed).await {
+                Ok(found) => addresses.extend(found),
+                Err(error) => tracing::debug!(%seed, %error, "a seed's name leads nowhere at present"),
+            }
+        }
+        let linked: BTreeSet<_> = self.peers().into_iter().map(|peer| peer.address).collect();
+        let own = [self.advertise_address(), self.listen_address()];
+        let worth_dialling = |address: &SocketAddr| !linked.contains(address) && !own.contains(address);
+        addresses.into_iter().filter(worth_dialling).take(ASKED_MAX).for_each(|address| self.dial(address));
+    }
+
     /// Asks a linked manager for a new credential (DER). It was verified for this node's key.
     pub async fn renew(&self, manager: NodeId) -> Result<Vec<u8>, RenewError> {
         let mut stream = self.open(manager, service::RENEW).await?;

@@ -95,12 +95,17 @@ impl Node<'_> {
 
     /// Starts its daemon, and its engine if that was killed too. Does not wait until it answers.
     pub fn start(self) -> Result<()> {
+        self.start_on(PORT)
+    }
+
+    /// As [`Node::start`], on another port than the one that its peers remember.
+    pub fn start_on(self, port: u16) -> Result<()> {
         if self.daemon().is_some() {
             bail!("node {} runs already", self.index);
         }
         engine::start(self)?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.command()?;
+        let mut command = self.command_on(port)?;
         // A process group of its own: an interrupt at the terminal is for whoever runs the laboratory, who cleans up.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
@@ -117,8 +122,12 @@ impl Node<'_> {
 
     /// Returns the command that is its daemon, for whoever wants to see how it ends.
     pub fn command(self) -> Result<Command> {
+        self.command_on(PORT)
+    }
+
+    fn command_on(self, port: u16) -> Result<Command> {
         let mut command = self.entered("shoald")?;
-        command.args(self.arguments()?).current_dir(self.dir());
+        command.args(self.arguments(port)?).current_dir(self.dir());
         Ok(command)
     }
 
@@ -158,14 +167,14 @@ impl Node<'_> {
         Ok(command)
     }
 
-    fn arguments(self) -> Result<Vec<String>> {
+    fn arguments(self, port: u16) -> Result<Vec<String>> {
         let config = &self.lab.config;
         let address = self.address();
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let mut arguments: Vec<String> = [
             ("--data-dir", text(self.data_dir())),
             ("--host", format!("unix://{}", text(self.socket()))),
-            ("--listen-addr", format!("{address}:{PORT}")),
+            ("--listen-addr", format!("{address}:{port}")),
             ("--advertise-addr", address.to_string()),
             ("--hostname", format!("n{}", self.index)),
             ("--driver", config.driver.name().to_owned()),

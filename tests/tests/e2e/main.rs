@@ -14,6 +14,7 @@ mod intruder;
 mod outcasts;
 mod pauses;
 mod ports;
+mod rejoin;
 mod strangers;
 mod watch;
 

@@ -174,6 +174,11 @@ pub enum Action {
         /// To what.
         health: Health,
     },
+    /// Something went wrong that an operator must know; see also [`super::Control::troubles`].
+    Trouble {
+        /// For people.
+        what: String,
+    },
     /// This node was removed from the cluster: stop its tasks, forget the membership.
     Removed,
 }

@@ -357,15 +357,21 @@ impl Control {
     pub(super) fn author(&mut self, key: Key, stamp: Stamp, value: Option<Value>) {
         match self.store.put(key, stamp, self.me, value.as_ref()) {
             Ok(record) => {
+                self.accepted(&key);
                 self.outbox.save(record.clone());
                 self.outbox.spread(record);
             }
-            // Too large for a record: the value stays as it was, and what depends on it says so.
-            Err(_) => self.dirty.wanted = true,
+            // Somebody has written later than this node knew; what was written then stands.
+            Err(PutError::Superseded { .. }) => {}
+            // The value stays as it was, mostly because the new one is too large for a record.
+            Err(error @ (PutError::Value(_) | PutError::Codec(_) | PutError::Record(_))) => {
+                self.refused(key, error.to_string());
+            }
         }
     }
 
     pub(super) fn persisted(&mut self, token: u64, now: Now) {
+        self.disk_works();
         let Some((promise, _)) = self.outbox.take_promise(token) else { return };
         match promise {
             Promise::Leases(token) => self.leases.handle_event(lease::Event::Persisted(token), now.time),
@@ -380,6 +386,7 @@ impl Control {
 
     pub(super) fn persist_failed(&mut self, token: u64, error: String, now: Now) {
         self.outbox.back_off(now.time);
+        self.disk_failed(&error);
         let error = AppendError::Storage(error);
         let Some((promise, keys)) = self.outbox.take_promise(token) else { return };
         match promise {
@@ -400,8 +407,9 @@ impl Control {
 
     /// The disk has no room any more, or has some again: then what it refused is stored at once.
     pub(super) fn storage_changed(&mut self, refusal: Option<String>) {
-        if refusal.is_none() {
-            self.outbox.go_on();
+        match &refusal {
+            Some(error) => self.disk_failed(error),
+            None => self.outbox.go_on(),
         }
         self.storage = refusal;
     }

@@ -1,7 +1,11 @@
 //! Small things about one slot that need no cluster.
 
 use shoal_protocol::TaskState;
+use shoal_protocol::record::BODY_BYTES_MAX;
 use shoal_protocol::value::{Slot, SlotTask, TASK_HISTORY_MAX};
+
+/// Bytes of a slot beyond which history is forgotten: a record has to hold the slot, with room for what [`weight`] leaves out.
+const SLOT_BYTES_MAX: usize = BODY_BYTES_MAX - 32 * 1024;
 
 /// What becomes of the tasks that a new one replaces if it has no node yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,13 +51,27 @@ pub(super) fn discard(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
 /// Tasks of a slot that were told to end and have not, at most. What a node still runs beyond, the node ends by itself.
 const ENDING_MAX: usize = 4 * TASK_HISTORY_MAX;
 
-/// Forgets tasks that have gone and the oldest of a long history. What still takes room on its node is remembered longer.
+/// Forgets tasks that have gone, and the oldest of a history that is long or large. What still takes room on its node is
+/// remembered longer.
 pub(super) fn trim(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
     slot.tasks.retain(|task| task.desired != TaskState::Remove || !is_gone(task));
+    let mut bytes: usize = slot.current().map(weight).sum();
     let mut history = 0;
     slot.tasks.retain(|task| {
-        history += usize::from(!is_current(task));
+        if is_current(task) {
+            return true;
+        }
+        history += 1;
+        bytes = bytes.saturating_add(weight(task));
         let limit = if is_gone(task) { TASK_HISTORY_MAX } else { ENDING_MAX };
-        is_current(task) || history <= limit
+        // An update is judged by what it replaced, so that stays in any case; a record has room for two of the largest tasks.
+        history <= 1 || (history <= limit && bytes <= SLOT_BYTES_MAX)
     });
+}
+
+/// Returns about how many bytes of a record a task takes.
+fn weight(task: &SlotTask) -> usize {
+    const PORT_BYTES: usize = 64;
+    const OTHER_BYTES: usize = 128;
+    task.template.len() + task.note.len() + task.ports.len() * PORT_BYTES + OTHER_BYTES
 }

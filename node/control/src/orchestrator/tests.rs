@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use shoal_protocol::Key;
 use shoal_protocol::WallTime;
 use shoal_protocol::spec::{Availability, Reservations};
-use shoal_protocol::value::UpdateState;
+use shoal_protocol::value::{UpdateState, Value};
 
 use super::*;
 use crate::scheduler::{Node, Usage};
@@ -388,6 +389,22 @@ fn restarts_obey_the_policy() {
             let view = effective(&slot.tasks[0], None, false);
             assert!(runs || view.state == *ends.last().unwrap(), "{name}: {view:?}");
         }
+    }
+}
+
+#[test]
+fn a_slot_of_a_large_spec_fits_into_a_record() {
+    let filler = format!(r#","Filler":"{}""#, "x".repeat(250_000));
+    let mut world = World::new(2, &spec(1, "a0", &filler));
+    world.settle();
+    for update in 1..=6 {
+        world.set(&spec(1, &format!("a{update}"), &filler));
+        world.settle_and_wait(10);
+        let (name, slot) = world.slots.first_key_value().unwrap();
+        assert!(slot.current().next().unwrap().template.contains(&format!("a{update}")));
+        let stamp = shoal_protocol::Stamp { lineage: 0, epoch: 1, seq: 1 };
+        let (key, value) = (Key::Slot(SERVICE, *name), Value::Slot(slot.clone()));
+        crate::store::Store::seal(key, stamp, NodeId(1), Some(&value)).unwrap();
     }
 }
 

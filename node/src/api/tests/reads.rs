@@ -1,6 +1,14 @@
 //! Reads: the fields that Docker's clients were seen to read are there, with the values they expect.
 
+use std::collections::BTreeMap;
+
+use shoal_protocol::Time;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+
 use super::*;
+use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::{Ingress, IngressConfig, TunnelStream, Tunnels};
 
 fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
@@ -267,4 +275,70 @@ async fn listing_a_thousand_tasks_is_quick() {
     let tasks_ms = started.elapsed().as_millis();
     println!("services: {list_ms} ms, tasks: {tasks_ms} ms");
     assert!(list_ms < 50 && tasks_ms < 200, "services: {list_ms} ms, tasks: {tasks_ms} ms");
+}
+
+struct NoTunnels;
+
+#[async_trait]
+impl Tunnels for NoTunnels {
+    async fn open(&self, _: NodeId) -> std::io::Result<Box<dyn TunnelStream>> {
+        Err(std::io::ErrorKind::NotConnected.into())
+    }
+}
+
+#[tokio::test]
+async fn metrics_count_what_published_ports_carry() {
+    let counted = Arc::new(IngressMetrics::default());
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(counted.clone()));
+    let server = Server::start_with(Fake::new(), registry);
+    let task = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = task.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut client, _) = task.accept().await.unwrap();
+        let mut request = [0; 4];
+        client.read_exact(&mut request).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+    });
+    // Free a moment ago; published on a loopback address of its own.
+    let port = TcpListener::bind(("127.0.0.7", 0)).await.unwrap().local_addr().unwrap().port();
+    let config = IngressConfig {
+        node: ME,
+        publish_addr: Some([127, 0, 0, 7].into()),
+        connections_max: 10,
+        seed: 1,
+        clock: Arc::new(|| Time(0)),
+        metrics: counted,
+    };
+    let ingress = Ingress::spawn(config, Arc::new(NoTunnels));
+    ingress.apply(BTreeMap::new(), BTreeMap::from([(port, address)]));
+    let mut client = loop {
+        match TcpStream::connect(("127.0.0.7", port)).await {
+            Ok(client) => break client,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    client.write_all(b"ping").await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    drop(client);
+    assert_eq!(answer, b"hello");
+    let wanted = [
+        format!("shoal_ingress_connections_total{{port=\"{port}\"}} 1"),
+        format!("shoal_ingress_connected_total{{port=\"{port}\",node=\"this\"}} 1"),
+        format!("shoal_ingress_received_bytes_total{{port=\"{port}\"}} 4"),
+        format!("shoal_ingress_sent_bytes_total{{port=\"{port}\"}} 5"),
+        format!("shoal_ingress_given_up_total{{port=\"{port}\"}} 0"),
+        format!("shoal_ingress_open{{port=\"{port}\"}} 0"),
+    ];
+    let started = Instant::now();
+    loop {
+        let (_, body) = server.send(Method::GET, "/metrics", "").await;
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        // The connection's end is noticed a moment after its last byte.
+        match wanted.iter().find(|line| !text.contains(*line)) {
+            None => break,
+            Some(line) => assert!(started.elapsed().as_secs() < 20, "{line}: {text}"),
+        }
+    }
 }

@@ -172,3 +172,35 @@ async fn a_manager_renews_a_members_credential() {
     let error = manager.handle.renew(worker.id).await.unwrap_err();
     assert!(matches!(error, RenewError::Refused(_)), "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_credential_ended_comes_back_with_a_token() {
+    let cluster = TestCluster::new();
+    let mut manager = cluster.node(Role::Manager).await;
+    let key = NodeKey::generate();
+    let ended = cluster.membership_at(&key, Role::Worker, WallTime(NOW.0 - 91 * 86_400 * 1_000_000_000));
+    let mut off_too_long = TestNode::start(key.clone(), Some(ended), 0).await;
+    off_too_long.knows(&[&manager]);
+    assert!(matches!(off_too_long.expect_refused().await.0, Refusal::Credential(_)));
+    off_too_long.handle.shutdown().await;
+
+    let mut node = TestNode::start(key, None, 0).await;
+    let (seeds, token) = ([manager.address().to_string()], cluster.token(Role::Worker));
+    let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
+    node.handle.set_membership(Some(reply.unwrap().membership)).unwrap();
+    node.knows(&[&manager]);
+    node.expect_up(manager.id).await;
+    assert_eq!(manager.expect_up(off_too_long.id).await.0, Role::Worker, "the same node as before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seeds_are_asked_again_by_name() {
+    let cluster = TestCluster::new();
+    let mut member = cluster.node(Role::Manager).await;
+    let mut lost = cluster.node(Role::Worker).await;
+    let seeds =
+        ["127.0.0.1:1".to_owned(), format!("localhost:{}", member.address().port()), lost.address().to_string()];
+    lost.handle.dial_seeds(&seeds).await;
+    lost.expect_up(member.id).await;
+    member.expect_up(lost.id).await;
+}

@@ -1,0 +1,255 @@
+//! Renews this node's credential: performs what [`shoal_control::renewal`] decides.
+//!
+//! The new credential is on disk before it is used. Links go on with it; a peer closes one only when the credential ends that
+//! it was begun with, and it is dialled again at once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shoal_control::renewal::{Renewal, Source};
+use shoal_protocol::token::Role;
+use shoal_protocol::{NodeId, Now, Time, WallTime};
+use tokio::sync::mpsc;
+
+use crate::disk::{Batch, Disk, DiskError};
+use crate::identity::{IdentityError, Membership};
+use crate::swarm::{RenewError, SwarmError, SwarmHandle};
+
+/// Why a credential was not renewed. The present one stays in use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RenewalError {
+    /// This node could not sign it.
+    #[error("{0}")]
+    Unsigned(String),
+    /// The asked manager gave none.
+    #[error(transparent)]
+    Manager(#[from] RenewError),
+    /// What it gave does not do.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// What it gave is for another role.
+    #[error("the new credential is for a {0}")]
+    Role(Role),
+    /// It could not be stored.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// It could not be taken into use; it is stored, and used after the next start.
+    #[error(transparent)]
+    Swarm(#[from] SwarmError),
+}
+
+/// What came of an attempt.
+pub(super) type Renewed = Result<(Membership, WallTime), RenewalError>;
+
+/// The state of this node's credential.
+pub(super) struct Renewing {
+    decisions: Renewal,
+    pub(super) public_key: [u8; 32],
+    disk: Disk,
+    results: mpsc::Receiver<Renewed>,
+    sender: mpsc::Sender<Renewed>,
+    /// When the credential ends, in nanoseconds since 1970, for whoever wants to know.
+    expires: Arc<AtomicU64>,
+}
+
+impl Renewing {
+    pub(super) fn start(public_key: [u8; 32], expires: WallTime, disk: Disk, seed: u64, now: Time) -> Self {
+        // One attempt is under way at a time.
+        let (sender, results) = mpsc::channel(1);
+        let decisions = Renewal::new(expires, seed, now);
+        Self { decisions, public_key, disk, results, sender, expires: Arc::new(AtomicU64::new(expires.0)) }
+    }
+
+    pub(super) fn expires(&self) -> Arc<AtomicU64> {
+        self.expires.clone()
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        self.decisions.poll_timeout()
+    }
+
+    /// Waits for the end of an attempt. Cancelling it loses nothing.
+    pub(super) async fn next(&mut self) -> Renewed {
+        match self.results.recv().await {
+            Some(renewed) => renewed,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns where to get the next credential, if it is time to.
+    pub(super) fn due(&mut self, swarm: &SwarmHandle, signs: bool, now: Now) -> Option<Source> {
+        if self.decisions.poll_timeout().is_none_or(|due| due > now.time) {
+            return None;
+        }
+        let peers = swarm.peers().into_iter();
+        let managers: BTreeSet<NodeId> =
+            peers.filter(|peer| peer.role == Role::Manager).map(|peer| peer.node).collect();
+        self.decisions.poll(&managers, signs, now)
+    }
+
+    /// Gets the credential and stores it, beside the event loop.
+    pub(super) fn begin(&self, swarm: SwarmHandle, membership: Membership, from: Issuer, wall: WallTime) {
+        let (sender, disk, public_key) = (self.sender.clone(), self.disk.clone(), self.public_key);
+        tokio::spawn(async move {
+            let renewed = obtain(&swarm, &disk, membership, &public_key, from, wall).await;
+            // The membership may have ended meanwhile.
+            let _ = sender.send(renewed).await;
+        });
+    }
+
+    /// Notes what came of an attempt; returns the membership to use from now on.
+    pub(super) fn ended(&mut self, renewed: Renewed, now: Time) -> Option<Membership> {
+        match renewed {
+            Ok((membership, expires)) => {
+                tracing::info!(%expires, "this node has a new credential");
+                self.expires.store(expires.0, Ordering::Relaxed);
+                self.decisions.renewed(expires, now);
+                Some(membership)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to renew this node's credential; trying again");
+                self.decisions.failed(now);
+                None
+            }
+        }
+    }
+}
+
+/// Who gives the credential.
+pub(super) enum Issuer {
+    /// This node has signed it, or failed to.
+    Itself(Result<Vec<u8>, String>),
+    /// A linked manager.
+    Manager(NodeId),
+}
+
+async fn obtain(
+    swarm: &SwarmHandle,
+    disk: &Disk,
+    membership: Membership,
+    public_key: &[u8; 32],
+    from: Issuer,
+    wall: WallTime,
+) -> Renewed {
+    let credential = match from {
+        Issuer::Itself(signed) => signed.map_err(RenewalError::Unsigned)?,
+        Issuer::Manager(manager) => swarm.renew(manager).await?,
+    };
+    let renewed = Membership { credential, ..membership };
+    let verified = renewed.verify(public_key, wall)?;
+    if verified.role != renewed.role {
+        return Err(RenewalError::Role(verified.role));
+    }
+    disk.write(Batch { cluster: Some(renewed.to_bytes()?.to_vec()), ..Batch::default() }).await?;
+    swarm.set_membership(Some(renewed.clone()))?;
+    Ok((renewed, verified.expires))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::disk;
+    use crate::identity::{ClusterSecrets, NodeKey, create_cluster};
+    use crate::swarm::{self, SwarmConfig, SwarmEvent};
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const DAY: u64 = 86_400 * 1_000_000_000;
+    const START: WallTime = WallTime(1_795_398_702_000_000_000);
+    static CLOCK: AtomicU64 = AtomicU64::new(START.0);
+
+    fn wall() -> WallTime {
+        WallTime(CLOCK.load(Ordering::SeqCst))
+    }
+
+    async fn start(key: &NodeKey, membership: Membership) -> (SwarmHandle, mpsc::Receiver<SwarmEvent>) {
+        let (sender, events) = mpsc::channel(64);
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config =
+            SwarmConfig { key: key.clone(), listen, advertise: listen, membership: Some(membership), clock: wall };
+        (swarm::spawn(config, sender).await.unwrap(), events)
+    }
+
+    async fn up(events: &mut mpsc::Receiver<SwarmEvent>) {
+        let up = async { while !matches!(events.recv().await.unwrap(), SwarmEvent::Up { .. }) {} };
+        tokio::time::timeout(DEADLINE, up).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_worker_gets_stores_and_uses_a_new_credential() {
+        let (manager_key, worker_key) = (NodeKey::generate(), NodeKey::generate());
+        let (of_manager, cluster) = create_cluster(&manager_key, START).unwrap();
+        let root = of_manager.root().unwrap();
+        let opened = ClusterSecrets::open(&cluster.sealed, of_manager.manager_key.as_ref().unwrap(), cluster.id);
+        let secrets = opened.unwrap();
+        let issue = move |key: &[u8; 32], role| secrets.issue(&root, key, role, wall()).unwrap();
+        let of_worker = Membership {
+            credential: issue(&worker_key.public_key(), Role::Worker),
+            role: Role::Worker,
+            manager_key: None,
+            ..of_manager.clone()
+        };
+        // The last days of the old credentials; the manager has renewed its own.
+        CLOCK.store(START.0 + 80 * DAY, Ordering::SeqCst);
+        let credential = issue(&manager_key.public_key(), Role::Manager);
+        let (manager, mut manager_events) = start(&manager_key, Membership { credential, ..of_manager }).await;
+        let (worker, mut worker_events) = start(&worker_key, of_worker.clone()).await;
+        worker.set_peers([(manager_key.node_id(), vec![manager.listen_address()])].into());
+        up(&mut worker_events).await;
+        up(&mut manager_events).await;
+
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _) = disk::open(dir.path()).unwrap();
+        let now = Now { time: Time(1), wall: wall() };
+        let expires = of_worker.expires(&worker_key.public_key()).unwrap();
+        let mut renewing = Renewing::start(worker_key.public_key(), expires, disk.clone(), 7, now.time);
+        assert_eq!(renewing.due(&worker, false, now), Some(Source::Manager(manager_key.node_id())));
+        renewing.begin(worker.clone(), of_worker.clone(), Issuer::Manager(manager_key.node_id()), now.wall);
+        let serving = async {
+            loop {
+                if let SwarmEvent::Renew { public_key, role, reply, .. } = manager_events.recv().await.unwrap() {
+                    return reply.send(Ok(issue(&public_key, role))).unwrap();
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, serving).await.unwrap();
+        let renewed = tokio::time::timeout(DEADLINE, renewing.next()).await.unwrap();
+        let membership = renewing.ended(renewed, now.time).unwrap();
+        assert_eq!(renewing.expires().load(Ordering::Relaxed), wall().0 + 90 * DAY);
+        assert_eq!(worker.peers().len(), 1, "the link goes on");
+
+        // The old credential ends: the link that began with it is closed and there is a new one at once.
+        CLOCK.store(START.0 + 91 * DAY, Ordering::SeqCst);
+        manager.set_banned(BTreeSet::new());
+        let down = async { while !matches!(manager_events.recv().await.unwrap(), SwarmEvent::Down { .. }) {} };
+        tokio::time::timeout(DEADLINE, down).await.unwrap();
+        let closed = std::time::Instant::now();
+        up(&mut manager_events).await;
+        assert!(closed.elapsed() < Duration::from_secs(1), "{:?}", closed.elapsed());
+
+        disk.close().await;
+        let (_, loaded) = disk::open(dir.path()).unwrap();
+        assert_eq!(Membership::from_bytes(&loaded.cluster.unwrap()).unwrap(), membership);
+        assert!(of_worker.verify(&worker_key.public_key(), wall()).is_err(), "the old one is of no use any more");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_credential_that_does_not_fit_changes_nothing() {
+        let key = NodeKey::generate();
+        let (membership, _) = create_cluster(&key, wall()).unwrap();
+        let (swarm, _events) = start(&key, membership.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _) = disk::open(dir.path()).unwrap();
+        for from in
+            [Issuer::Itself(Err("no key".to_owned())), Issuer::Itself(Ok(vec![1, 2, 3])), Issuer::Manager(NodeId(9))]
+        {
+            let renewed = obtain(&swarm, &disk, membership.clone(), &key.public_key(), from, wall()).await;
+            assert!(renewed.is_err());
+        }
+        disk.close().await;
+        assert_eq!(disk::open(dir.path()).unwrap().1.cluster, None);
+    }
+}

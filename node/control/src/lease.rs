@@ -316,6 +316,11 @@ impl Leases {
         voters.contains(self.me) && self.journal.ready() == voters.version
     }
 
+    /// Returns whether this node is listed as a voter and does not count as one yet.
+    pub fn is_catching_up(&self) -> bool {
+        self.voters().contains(self.me) && !self.is_ready()
+    }
+
     /// Does what is due, until nothing more follows.
     fn settle(&mut self, now: Time) {
         self.drain_inbox(now);

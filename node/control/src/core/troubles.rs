@@ -24,8 +24,10 @@ impl Control {
     pub fn troubles(&self) -> Vec<String> {
         let disk = self.storage.as_ref().or(self.troubles.disk.as_ref());
         let disk = disk.into_iter().map(|error| format!("this node's disk refuses writes: {error}"));
+        let late = self.leases.is_catching_up();
+        let late = late.then(|| "this node is to vote and has not caught up with the other voters yet".to_owned());
         let refused = self.troubles.refused.iter().map(|(key, reason)| refusal(key, reason, &self.store));
-        disk.chain(refused).collect()
+        late.into_iter().chain(disk).chain(refused).collect()
     }
 
     pub(super) fn disk_failed(&mut self, error: &str) {

@@ -47,7 +47,7 @@ impl Balancer {
     /// Chooses a backend of `route` that is not in `tried`, or `None` if there is none.
     ///
     /// Two are drawn among the most usable ones, with replacement, and the one with fewer connections wins; on a tie a
-    /// backend on `here` wins. Drawing with replacement lets an idle port use its remote backends too. Suspect backends come
+    /// backend on `here` wins, and between equals the first drawn, so that equals share equally. Drawing with replacement lets an idle port use its remote backends too. Suspect backends come
     /// last, and a resting one is used before a suspect one: an ejection never leaves a port without backends.
     pub fn choose(
         &self,
@@ -63,12 +63,10 @@ impl Balancer {
         };
         let best = candidates().map(|(tier, ..)| tier).min()?;
         let usable: Vec<_> = candidates().filter(|(tier, ..)| *tier == best).map(|(_, task, b)| (task, b)).collect();
-        let mut draw = || {
-            let (task, backend) = usable[rng.random_range(0..usable.len())];
-            (self.open(task), backend.node != here, task)
-        };
+        let mut draw = || usable[rng.random_range(0..usable.len())];
+        let rank = |(task, backend): (TaskId, &Backend)| (self.open(task), backend.node != here);
         let (first, second) = (draw(), draw());
-        Some(first.min(second).2)
+        Some(if rank(second) < rank(first) { second.0 } else { first.0 })
     }
 
     /// Counts a connection that is being opened to `task`.

@@ -40,6 +40,13 @@ fn an_idle_port_prefers_local_and_uses_remote() {
 }
 
 #[test]
+fn equals_share_equally() {
+    let backends: Vec<_> = (1..=10).map(|task| (task, 2, false)).collect();
+    let shares = shares(&Balancer::default(), &route(&backends), &NONE, Time(0));
+    assert!(shares.len() == 10 && shares.values().all(|share| (60..140).contains(share)), "{shares:?}");
+}
+
+#[test]
 fn fewer_connections_beat_local() {
     let mut balancer = Balancer::default();
     balancer.opening(TaskId(1));

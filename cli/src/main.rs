@@ -12,6 +12,7 @@ mod ports;
 mod progress;
 mod spec;
 mod table;
+mod template;
 mod time;
 mod units;
 mod words;

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::template::TemplateError;
+
 /// Why a command failed; what the daemon had already done stays done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -22,6 +24,9 @@ pub(crate) enum CliError {
         /// What connecting said.
         source: io::Error,
     },
+    /// A template of `--format` cannot be read or carried out; nothing was printed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The command line makes no sense.
     #[error("{0}")]
     Misused(String),
@@ -34,7 +39,7 @@ impl CliError {
     /// Returns the exit status of the process.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::Daemon { .. } | Self::Unreachable { .. } | Self::Failed(_) => 1,
+            Self::Daemon { .. } | Self::Unreachable { .. } | Self::Template(_) | Self::Failed(_) => 1,
             Self::Misused(_) => 2,
         }
     }

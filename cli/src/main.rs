@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod error;
 mod filter;
+mod inspect;
 mod model;
 mod output;
 mod ports;

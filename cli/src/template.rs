@@ -29,12 +29,20 @@ const OUTPUT_BYTES_MAX: usize = 16 << 20;
 
 /// Why a template cannot be read or carried out, in Go's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("template parsing error: template: {0}")]
-pub(crate) struct TemplateError(String);
+#[error("template parsing error: template: {text}")]
+pub(crate) struct TemplateError {
+    text: String,
+    is_no_field: bool,
+}
 
 impl TemplateError {
     fn parse(source: &str, at: usize, reason: impl std::fmt::Display) -> Self {
-        Self(format!(":{}: {reason}", line_of(source, at).0))
+        Self { text: format!(":{}: {reason}", line_of(source, at).0), is_no_field: false }
+    }
+
+    /// Returns whether the template names a field that does not exist.
+    pub(crate) fn is_no_field(&self) -> bool {
+        self.is_no_field
     }
 }
 

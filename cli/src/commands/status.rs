@@ -5,15 +5,16 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::error::CliError;
-use crate::output::{Format, json_lines, print};
+use crate::inspect;
+use crate::output::{TABLE, print};
 use crate::table;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
-    /// Print as 'table' or 'json'
-    #[arg(long, default_value = "table", value_name = "FORMAT")]
-    format: Format,
+    /// Format output: 'table', 'json', or a Go template
+    #[arg(long, default_value = TABLE, value_name = "FORMAT")]
+    format: String,
 }
 
 /// What the daemon says of the cluster. Source: shoal's own API, `GET /shoal/status`.
@@ -57,7 +58,10 @@ impl Status {
 /// Prints how the cluster is; fails if it is not well.
 pub(crate) async fn run(client: &Client, args: StatusArgs) -> Result<(), CliError> {
     let value: Value = client.get("/shoal/status").await?;
-    let text = if args.format == Format::Json { json_lines(std::slice::from_ref(&value))? } else { String::new() };
+    let text = match args.format.as_str() {
+        TABLE => String::new(),
+        format => inspect::render(std::slice::from_ref(&value), Some(format))?,
+    };
     let status: Status = serde_json::from_value(value)
         .map_err(|error| CliError::Failed(format!("the daemon's answer makes no sense: {error}")))?;
     if text.is_empty() {

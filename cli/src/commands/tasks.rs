@@ -9,8 +9,8 @@ use crate::client::Client;
 use crate::error::CliError;
 use crate::filter::{Filter, query};
 use crate::model::{Node, Service, Task};
-use crate::output::{Format, ListArgs, capital, ellipsis, json_lines, print, short_id};
-use crate::{ports, table, time};
+use crate::output::{ListArgs, Listing, TABLE, capital, ellipsis, print, short_id};
+use crate::{ports, time};
 
 /// Characters of an error that are shown.
 const ERROR_CHARS: usize = 30;
@@ -29,6 +29,20 @@ struct Row {
     node: String,
     ports: String,
 }
+
+const LISTING: Listing = Listing {
+    table: r"{{.ID}}\t{{.Name}}\t{{.Image}}\t{{.Node}}\t{{.DesiredState}}\t{{.CurrentState}}\t{{.Error}}\t{{.Ports}}",
+    headings: &[
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Image", "IMAGE"),
+        ("Node", "NODE"),
+        ("DesiredState", "DESIRED STATE"),
+        ("CurrentState", "CURRENT STATE"),
+        ("Error", "ERROR"),
+        ("Ports", "PORTS"),
+    ],
+};
 
 /// Gets the tasks that fit `filters` and prints them.
 pub(crate) async fn list(client: &Client, args: &ListArgs, no_resolve: bool, extra: &[Filter]) -> Result<(), CliError> {
@@ -62,7 +76,7 @@ fn render(
         slot(a).cmp(&slot(b)).then_with(|| b.created_at.cmp(&a.created_at))
     });
     let id_of = |task: &Task| if args.no_trunc { task.id.clone() } else { short_id(&task.id).to_owned() };
-    if args.quiet {
+    if args.is_quiet() {
         return Ok(tasks.iter().map(|task| format!("{}\n", id_of(task))).collect());
     }
     let mut rows: Vec<Row> = tasks
@@ -78,16 +92,10 @@ fn render(
             ports: ports::show(&task.status.port_status.ports, PublishMode::Host),
         })
         .collect();
-    if args.format == Format::Json {
-        return json_lines(&rows);
+    if args.format.starts_with(TABLE) {
+        indent_history(&mut rows);
     }
-    indent_history(&mut rows);
-    let headings = ["ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"];
-    let cells: Vec<[String; 8]> = rows
-        .into_iter()
-        .map(|row| [row.id, row.name, row.image, row.node, row.desired_state, row.current_state, row.error, row.ports])
-        .collect();
-    Ok(table::render(headings, &cells))
+    LISTING.render(&rows, &args.format)
 }
 
 /// Marks the predecessors of a task, which follow it in the order of the list.
@@ -129,7 +137,7 @@ mod tests {
     use serde_json::json;
 
     fn args() -> ListArgs {
-        ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: Format::Table }
+        ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: TABLE.to_owned() }
     }
 
     fn task(id: &str, slot: u64, state: &str, created: &str, error: &str) -> Task {
@@ -158,7 +166,8 @@ mod tests {
             "ax71cpsr0tts   web.2       lab/web:1   n1        Running         Running 11 seconds ago                               ",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), want);
-        let json = render(&mut tasks, &services, &nodes, &ListArgs { format: Format::Json, ..args() }, now).unwrap();
+        let json =
+            render(&mut tasks, &services, &nodes, &ListArgs { format: "json".to_owned(), ..args() }, now).unwrap();
         let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
         assert_eq!(first["CurrentState"], "Running 11 seconds ago");
         assert_eq!(first["Name"], "web.1");

@@ -52,7 +52,8 @@ impl<'v> Evaluator<'v> {
                 }
             }
             if self.output.len() > OUTPUT_BYTES_MAX {
-                return Err(TemplateError(format!("an output of more than {OUTPUT_BYTES_MAX} bytes is not supported")));
+                let text = format!("an output of more than {OUTPUT_BYTES_MAX} bytes is not supported");
+                return Err(TemplateError { text, is_no_field: false });
             }
         }
         Ok(())
@@ -188,7 +189,8 @@ impl<'v> Evaluator<'v> {
             value = match found.or_else(|| (self.absent)(parent, name).map(Cow::Owned)) {
                 Some(value) => value,
                 None => {
-                    return Err(self.failed(operand, format!("can't evaluate field {name}: there is no such field")));
+                    let reason = format!("can't evaluate field {name}: there is no such field");
+                    return Err(TemplateError { is_no_field: true, ..self.failed(operand, reason) });
                 }
             };
             parent = name;
@@ -210,7 +212,8 @@ impl<'v> Evaluator<'v> {
 
     fn failed(&self, operand: &Operand, reason: impl std::fmt::Display) -> TemplateError {
         let (line, column) = line_of(self.source, operand.start);
-        TemplateError(format!(":{line}:{column}: executing \"\" at <{}>: {reason}", self.text_of(operand)))
+        let text = format!(":{line}:{column}: executing \"\" at <{}>: {reason}", self.text_of(operand));
+        TemplateError { text, is_no_field: false }
     }
 }
 

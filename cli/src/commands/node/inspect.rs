@@ -8,8 +8,9 @@ use crate::client::{Client, escape};
 use crate::commands::for_each;
 use crate::commands::node::{self, ls::availability};
 use crate::error::CliError;
+use crate::inspect;
 use crate::model::Node;
-use crate::output::{Format, capital, json_lines, json_pretty, print};
+use crate::output::{capital, print};
 use crate::units::{bytes_size, cpus};
 
 /// Flags of `node inspect`.
@@ -18,9 +19,9 @@ pub(crate) struct InspectArgs {
     /// Print for people
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
-    /// 'json' prints one object a line
+    /// Format output: 'json' (one object a line), 'pretty', or a Go template
     #[arg(short, long, value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<String>,
     /// Nodes, by name, ID or 'self'
     #[arg(required = true, value_name = "NODE")]
     nodes: Vec<String>,
@@ -28,6 +29,7 @@ pub(crate) struct InspectArgs {
 
 /// Prints everything about nodes; those that are found are printed even if others are not.
 pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let pretty_wanted = args.pretty || args.format.as_deref() == Some(inspect::PRETTY);
     let mut found: Vec<Value> = Vec::new();
     let outcome = for_each(&args.nodes, async |name| {
         let id = node::resolve(client, name).await?;
@@ -35,15 +37,13 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
         Ok(())
     })
     .await;
-    if args.pretty {
+    if pretty_wanted {
         for value in found {
             let node: Node = serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&pretty(&node)?)?;
         }
-    } else if args.format == Some(Format::Json) {
-        print(&json_lines(&found)?)?;
     } else {
-        print(&json_pretty(&found)?)?;
+        print(&inspect::render(&found, args.format.as_deref())?)?;
     }
     outcome
 }

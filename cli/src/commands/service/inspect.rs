@@ -8,8 +8,9 @@ use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
 use crate::client::{Client, escape};
 use crate::commands::for_each;
 use crate::error::CliError;
+use crate::inspect;
 use crate::model::{Service, UpdateStatus};
-use crate::output::{Format, json_lines, json_pretty, print};
+use crate::output::print;
 use crate::time;
 use crate::units::{bytes_size, cpus, go_duration};
 
@@ -19,9 +20,9 @@ pub(crate) struct InspectArgs {
     /// Print for people
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
-    /// 'json' prints one object a line
+    /// Format output: 'json' (one object a line), 'pretty', or a Go template
     #[arg(short, long, value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<String>,
     /// Services, by name or ID
     #[arg(required = true, value_name = "SERVICE")]
     services: Vec<String>,
@@ -29,14 +30,15 @@ pub(crate) struct InspectArgs {
 
 /// Prints everything about services; those that are found are printed even if others are not.
 pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let pretty_wanted = args.pretty || args.format.as_deref() == Some(inspect::PRETTY);
     let mut found: Vec<Value> = Vec::new();
     let outcome = for_each(&args.services, async |name| {
-        let path = format!("/services/{}?insertDefaults={}", escape(name), args.pretty);
+        let path = format!("/services/{}?insertDefaults={}", escape(name), pretty_wanted);
         found.push(client.get(&path).await?);
         Ok(())
     })
     .await;
-    if args.pretty {
+    if pretty_wanted {
         for value in found {
             let service: Service =
                 serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
@@ -44,10 +46,8 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
             pretty(&mut text, &service).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&text)?;
         }
-    } else if args.format == Some(Format::Json) {
-        print(&json_lines(&found)?)?;
     } else {
-        print(&json_pretty(&found)?)?;
+        print(&inspect::render(&found, args.format.as_deref())?)?;
     }
     outcome
 }

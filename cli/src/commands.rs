@@ -1,10 +1,12 @@
 //! The commands: one module each, which holds its flags and the function that carries it out.
 
+mod completion;
 mod image;
 mod init;
 mod join;
 mod join_token;
 mod leave;
+mod man;
 mod node;
 mod service;
 mod status;
@@ -40,6 +42,11 @@ pub(crate) enum Command {
     Image(image::ImageCommand),
     /// Tell whether the cluster is well
     Status(status::StatusArgs),
+    /// Generate the autocompletion script for the specified shell
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// The cluster's commands under Docker's names.
@@ -67,6 +74,8 @@ impl Command {
             Self::Service(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,
             Self::Status(args) => status::run(client, args).await,
+            Self::Completion(args) => completion::run(&args),
+            Self::Man(args) => man::run(&args),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::{Map, Value, json};
 use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig};
 
@@ -67,7 +68,7 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "DURATION")]
     update_monitor: Option<Nanos>,
     /// What happens when an updated task fails
-    #[arg(long, value_parser = ["pause", "continue", "rollback"], value_name = "ACTION")]
+    #[arg(long, value_parser = failure_action(), value_name = "ACTION")]
     update_failure_action: Option<String>,
     /// Share of failed tasks that is tolerated (0 to 1)
     #[arg(long, value_parser = ratio, value_name = "RATIO")]
@@ -90,6 +91,11 @@ pub(crate) struct SpecArgs {
     /// Replace the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
+}
+
+/// The daemon refuses `rollback` in its own words, so it is read but not offered.
+fn failure_action() -> PossibleValuesParser {
+    ["pause", "continue"].map(PossibleValue::new).into_iter().chain([PossibleValue::new("rollback").hide(true)]).into()
 }
 
 fn ratio(text: &str) -> Result<f64, String> {

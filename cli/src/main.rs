@@ -11,6 +11,8 @@ mod model;
 mod output;
 mod ports;
 mod progress;
+#[cfg(test)]
+mod snapshot;
 mod spec;
 mod table;
 mod template;

@@ -20,15 +20,15 @@ use crate::error::CliError;
 /// What `shoal` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start a cluster on this node
+    /// Initialize a swarm
     Init(init::InitArgs),
-    /// Join this node to a cluster
+    /// Join a swarm as a node and/or manager
     Join(join::JoinArgs),
-    /// Take this node out of its cluster
+    /// Leave the swarm
     Leave(leave::LeaveArgs),
-    /// Print or rotate a join token
+    /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
-    /// The same, under Docker's names
+    /// Manage the swarm, under Docker's names
     #[command(subcommand)]
     Swarm(SwarmCommand),
     /// Manage nodes
@@ -37,10 +37,10 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
-    /// Manage images on this node
+    /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
-    /// Tell whether the cluster is well
+    /// Display whether the cluster is well
     Status(status::StatusArgs),
     /// Generate the autocompletion script for the specified shell
     Completion(completion::CompletionArgs),
@@ -52,13 +52,13 @@ pub(crate) enum Command {
 /// The cluster's commands under Docker's names.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SwarmCommand {
-    /// Start a cluster on this node
+    /// Initialize a swarm
     Init(init::InitArgs),
-    /// Join this node to a cluster
+    /// Join a swarm as a node and/or manager
     Join(join::JoinArgs),
-    /// Take this node out of its cluster
+    /// Leave the swarm
     Leave(leave::LeaveArgs),
-    /// Print or rotate a join token
+    /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
 }
 

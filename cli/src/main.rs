@@ -37,7 +37,7 @@ const HOST_VARIABLE: &str = "SHOAL_HOST";
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, disable_help_subcommand = true)]
 struct Cli {
-    /// Socket of the daemon to talk to
+    /// Daemon socket to connect to
     #[arg(short = 'H', long, env = HOST_VARIABLE, default_value = HOST_DEFAULT, value_name = "unix://PATH")]
     host: String,
     #[command(subcommand)]

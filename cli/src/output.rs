@@ -16,13 +16,13 @@ pub(crate) const SHORT_ID_CHARS: usize = 12;
 /// Flags of a listing.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
-    /// Only print IDs
+    /// Only display IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Do not cut off IDs and texts
+    /// Do not truncate output
     #[arg(long)]
     pub(crate) no_trunc: bool,
-    /// Only print what fits this condition (repeatable)
+    /// Filter output based on conditions provided
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) filter: Vec<Filter>,
     /// Format output: 'table', 'table TEMPLATE', 'json', or a Go template

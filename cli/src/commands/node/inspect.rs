@@ -16,7 +16,7 @@ use crate::units::{bytes_size, cpus};
 /// Flags of `node inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// Print for people
+    /// Print the information in a human friendly format
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
     /// Format output: 'json' (one object a line), 'pretty', or a Go template

@@ -17,7 +17,7 @@ use crate::units::{bytes_size, cpus, go_duration};
 /// Flags of `service inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// Print for people
+    /// Print the information in a human friendly format
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
     /// Format output: 'json' (one object a line), 'pretty', or a Go template

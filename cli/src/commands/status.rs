@@ -104,7 +104,8 @@ fn render(status: &Status) -> String {
     text.push_str(&table::render(["ID", "HOSTNAME", "STATE", "DIGEST", "LEASES"], &rows));
     let free = status.leases.iter().filter(|lease| lease.holder.is_empty()).count();
     if free > 0 {
-        text.push_str(&format!("\n{free} leases have no holder.\n"));
+        let have = if free == 1 { "lease has" } else { "leases have" };
+        text.push_str(&format!("\n{free} {have} no holder.\n"));
     }
     if let Some(epoch) = status.leases.iter().map(|lease| lease.epoch).max() {
         text.push_str(&format!("\nHighest epoch: {epoch}\n"));
@@ -129,6 +130,7 @@ fn held_text(held: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -142,7 +144,8 @@ mod tests {
         assert!(status.is_well());
         let text = render(&status);
         assert!(text.contains("\nn         n1         ready     ab        registry\n"), "{text}");
-        assert!(text.contains("1 leases have no holder"));
+        assert!(text.contains("1 lease has no holder"));
+        snapshot::check("output/status.txt", &text);
         status.warnings.push("node n2 is down".to_owned());
         assert!(!status.is_well());
     }

@@ -94,6 +94,7 @@ fn render(mut images: Vec<Image>, args: &ListArgs, now: i128) -> Result<String, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -105,6 +106,10 @@ mod tests {
         let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: "table".to_owned() };
         let now = 1_795_404_504 * time::SECOND_NANOS;
         let text = render(images.clone(), &args, now).unwrap();
+        snapshot::check("output/image-ls.txt", &text);
+        let json =
+            render(images.clone(), &ListArgs { format: "json".to_owned(), filter: Vec::new(), ..args }, now).unwrap();
+        snapshot::check("output/image-ls.json", &json);
         let want = [
             "REPOSITORY   TAG       IMAGE ID       CREATED       SIZE",
             "lab/web      1         6ded1c4b78b0   2 hours ago   2.7MB",

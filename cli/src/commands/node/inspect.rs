@@ -103,6 +103,7 @@ fn go_time(moment: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -120,5 +121,20 @@ mod tests {
             Availability:         \tActive\n Address:\t\t10.77.0.2\nPlatform:\n Operating System:\tlinux\n \
             Architecture:\t\tx86_64\nResources:\n CPUs:\t\t\t2\n Memory:\t\t23.54GiB\nEngine Version:\t\t20.10.24+dfsg1\n";
         assert_eq!(pretty(&node).unwrap(), want);
+    }
+
+    #[test]
+    fn everything_that_a_node_can_have_is_printed() {
+        let node: Node = serde_json::from_value(json!({"ID": "dikudt41jnh24m67n37plsnsp",
+            "CreatedAt": "2026-11-23T01:51:42.5Z",
+            "Spec": {"Labels": {"zone": "a", "disk": "ssd"}, "Role": "manager", "Availability": "pause"},
+            "Description": {"Hostname": "n1", "Platform": {"Architecture": "x86_64", "OS": "linux"},
+                "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64},
+                "Engine": {"EngineVersion": "0.1.0", "Labels": {"gpu": "no"}},
+                "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n"}},
+            "Status": {"State": "ready", "Message": "suspect", "Addr": "10.77.0.1"},
+            "ManagerStatus": {"Leader": true, "Reachability": "reachable", "Addr": "10.77.0.1:2377"}}))
+        .unwrap();
+        snapshot::check("output/node-inspect-pretty.txt", &pretty(&node).unwrap());
     }
 }

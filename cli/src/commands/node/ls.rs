@@ -105,6 +105,7 @@ pub(crate) fn availability(node: &Node) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -119,6 +120,7 @@ mod tests {
         let info = json!({"Swarm": {"NodeID": "dikudt41jnh24m67n37plsnsp"}});
         let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: "table".to_owned() };
         let text = render(nodes, &serde_json::from_value(info).unwrap(), &args).unwrap();
+        snapshot::check("output/node-ls.txt", &text);
         let want = [
             "ID                            HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   ENGINE VERSION",
             "dikudt41jnh24m67n37plsnsp *   n1         Ready     Active         Leader           20.10.24+dfsg1",

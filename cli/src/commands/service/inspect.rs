@@ -174,6 +174,7 @@ fn amounts(text: &mut String, nano_cpus: u64, memory_bytes: u64) -> std::fmt::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -197,5 +198,24 @@ mod tests {
             Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
             TargetPort = 8080\n  PublishMode = ingress\n\n";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn everything_that_a_service_can_have_is_printed() {
+        let service: Service = serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
+            "Labels": {"team": "shop"}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Command": ["web"],
+            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web"}, "Resources":
+            {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
+            {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
+            "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,
+            "Delay": 10_000_000_000u64, "FailureAction": "continue", "Monitor": 5_000_000_000u64, "MaxFailureRatio": 0.25,
+            "Order": "start-first"}, "EndpointSpec": {"Mode": "vip"}}, "UpdateStatus": {"State": "completed",
+            "StartedAt": "1970-01-01T00:00:00Z", "Message": "update completed"}, "Endpoint": {"Ports": [{"Protocol": "tcp",
+            "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}}))
+        .unwrap();
+        let mut text = String::new();
+        pretty(&mut text, &service).unwrap();
+        let text = text.replace(&time::ago("1970-01-01T00:00:00Z", time::now_nanos()), "AGO");
+        snapshot::check("output/service-inspect-pretty.txt", &text);
     }
 }

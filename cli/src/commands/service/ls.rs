@@ -82,6 +82,7 @@ fn replicas(service: &Service) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -104,6 +105,7 @@ mod tests {
         .unwrap();
         let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: "table".to_owned() };
         let text = render(services, &args).unwrap();
+        snapshot::check("output/service-ls.txt", &text);
         let want = [
             "ID             NAME      MODE         REPLICAS               IMAGE       PORTS",
             "s6ie7pwawbi5   full      replicated   1/2 (max 2 per node)   lab/web:1   *:8080->80/tcp",

@@ -87,7 +87,7 @@ fn render(
             image: image_name(&task.spec.container_spec.image, args.no_trunc),
             node: nodes.get(&task.node_id).unwrap_or(&task.node_id).clone(),
             desired_state: capital(&task.desired_state),
-            current_state: format!("{} {}", capital(&task.status.state), time::ago(&task.status.timestamp, now)),
+            current_state: current_state(task, now),
             error: error_text(task, args.no_trunc),
             ports: ports::show(&task.status.port_status.ports, PublishMode::Host),
         })
@@ -96,6 +96,12 @@ fn render(
         indent_history(&mut rows);
     }
     LISTING.render(&rows, &args.format)
+}
+
+/// Says what a task's state is and since when, which is not known of one whose node is gone: its last report is older.
+fn current_state(task: &Task, now: i128) -> String {
+    let state = capital(&task.status.state);
+    if task.status.state == "orphaned" { state } else { format!("{state} {}", time::ago(&task.status.timestamp, now)) }
 }
 
 /// Marks the predecessors of a task, which follow it in the order of the list.
@@ -134,6 +140,7 @@ fn error_text(task: &Task, no_trunc: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     fn args() -> ListArgs {
@@ -151,6 +158,7 @@ mod tests {
     #[test]
     fn tasks_are_listed_as_docker_lists_them() {
         let mut tasks = [
+            task("lost1psr0tts8rho76677b555", 3, "orphaned", "2026-11-23T01:52:33.3Z", "the node is down"),
             task("ax71cpsr0tts8rho76677b555", 2, "running", "2026-11-23T01:52:35.3Z", ""),
             task("old1cpsr0tts8rho76677b555", 1, "failed", "2026-11-23T01:52:34.3Z", "task: non-zero exit (1)"),
             task("new1cpsr0tts8rho76677b555", 1, "running", "2026-11-23T01:52:36.3Z", ""),
@@ -159,15 +167,18 @@ mod tests {
         let nodes = BTreeMap::from([("n".to_owned(), "n1".to_owned())]);
         let now = time::parse_rfc3339("2026-11-23T01:52:48.5Z").unwrap();
         let text = render(&mut tasks, &services, &nodes, &args(), now).unwrap();
+        snapshot::check("output/service-ps.txt", &text);
         let want = [
             "ID             NAME        IMAGE       NODE      DESIRED STATE   CURRENT STATE            ERROR                       PORTS",
             "new1cpsr0tts   web.1       lab/web:1   n1        Running         Running 11 seconds ago                               ",
             "old1cpsr0tts    \\_ web.1   lab/web:1   n1        Running         Failed 11 seconds ago    \"task: non-zero exit (1)\"   ",
             "ax71cpsr0tts   web.2       lab/web:1   n1        Running         Running 11 seconds ago                               ",
+            "lost1psr0tts   web.3       lab/web:1   n1        Running         Orphaned                 \"the node is down\"          ",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), want);
         let json =
             render(&mut tasks, &services, &nodes, &ListArgs { format: "json".to_owned(), ..args() }, now).unwrap();
+        snapshot::check("output/service-ps.json", &json);
         let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
         assert_eq!(first["CurrentState"], "Running 11 seconds ago");
         assert_eq!(first["Name"], "web.1");

@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod error;
 mod filter;
+mod hint;
 mod inspect;
 mod model;
 mod output;
@@ -64,7 +65,16 @@ fn run(cli: Cli) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|error| CliError::Failed(format!("failed to start: {error}")))?;
-    let result = runtime.block_on(cli.command.run(&client));
+    let result = runtime.block_on(async {
+        let result = cli.command.run(&client).await;
+        if let Err(error) = result {
+            return Err(match hint::find(&client, &error).await {
+                Some(hint) => error.with(&hint),
+                None => error,
+            });
+        }
+        Ok(())
+    });
     // Reading standard input blocks a thread that nothing can wake; the process must not wait for it.
     runtime.shutdown_background();
     result

@@ -3,7 +3,7 @@
 //! The API leaves out what is empty, where Docker's client, which knows the types, reads an empty value. So do templates here,
 //! for the names that the API knows; any other name is an error.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::CliError;
 use crate::output::{json_lines, json_pretty};
@@ -48,71 +48,75 @@ const OBJECTS_MAYBE: [&str; 32] = [
     "UpdateStatus",
 ];
 
-/// Texts and lists that the API may leave out. Source: Docker Engine API v1.50.
-const EMPTY_MAYBE: [&str; 62] = [
+/// Texts that the API may leave out. Source: Docker Engine API v1.50.
+const TEXTS_MAYBE: [&str; 36] = [
     "Addr",
-    "Args",
-    "Aliases",
     "Availability",
-    "CapabilityAdd",
-    "CapabilityDrop",
     "CertIssuerPublicKey",
     "CertIssuerSubject",
-    "Command",
     "CompletedAt",
     "Condition",
-    "Configs",
-    "Constraints",
     "CreatedAt",
     "Delay",
     "Dir",
     "Driver",
-    "Env",
     "Err",
     "FailureAction",
-    "GenericResources",
-    "Groups",
     "Hostname",
-    "Hosts",
     "Image",
     "Isolation",
-    "Labels",
     "Message",
     "Mode",
     "Monitor",
-    "Mounts",
     "Name",
-    "Nameservers",
-    "Networks",
     "NodeID",
-    "Options",
     "Order",
-    "Platforms",
-    "Plugins",
-    "Ports",
-    "Preferences",
     "Protocol",
     "PublishMode",
     "Reachability",
     "Role",
     "Runtime",
-    "Search",
-    "Secrets",
     "Spec",
     "StartedAt",
     "State",
     "StopSignal",
-    "Sysctls",
     "Timestamp",
     "TrustRoot",
-    "Ulimits",
     "UpdatedAt",
     "User",
-    "VirtualIPs",
     "Version",
     "Window",
+];
+
+/// Lists that the API may leave out. Source: Docker Engine API v1.50.
+const LISTS_MAYBE: [&str; 23] = [
+    "Args",
+    "Aliases",
+    "CapabilityAdd",
+    "CapabilityDrop",
+    "Command",
+    "Configs",
+    "Constraints",
+    "Env",
+    "GenericResources",
+    "Groups",
+    "Hosts",
+    "Mounts",
+    "Nameservers",
+    "Networks",
+    "Platforms",
+    "Plugins",
+    "Ports",
+    "Preferences",
+    "Search",
+    "Secrets",
+    "Ulimits",
+    "VirtualIPs",
     "Warnings",
 ];
+
+/// Maps that the API may leave out, whose keys are the user's.
+const MAPS_MAYBE: [&str; 3] = ["Labels", "Sysctls", "Options"];
 
 /// Numbers that the API may leave out.
 const NUMBERS_MAYBE: [&str; 16] = [
@@ -155,11 +159,11 @@ pub(crate) fn render(found: &[Value], format: Option<&str>) -> Result<String, Cl
 }
 
 fn absent(parent: &str, name: &str) -> Option<Value> {
-    match parent {
-        // Their keys are the user's.
-        "Labels" | "Options" | "Sysctls" => Some(Value::Null),
-        _ if OBJECTS_MAYBE.contains(&name) => Some(Value::Null),
-        _ if EMPTY_MAYBE.contains(&name) => Some(Value::from("")),
+    match name {
+        _ if MAPS_MAYBE.contains(&parent) || OBJECTS_MAYBE.contains(&name) => Some(Value::Null),
+        _ if TEXTS_MAYBE.contains(&name) => Some(Value::from("")),
+        _ if LISTS_MAYBE.contains(&name) => Some(Value::Array(Vec::new())),
+        _ if MAPS_MAYBE.contains(&name) => Some(Value::Object(Map::new())),
         _ if NUMBERS_MAYBE.contains(&name) => Some(Value::from(0)),
         _ if TRUTHS_MAYBE.contains(&name) => Some(Value::Bool(false)),
         _ => None,
@@ -192,6 +196,10 @@ mod tests {
             ),
             ("{{if .UpdateStatus}}{{.UpdateStatus.State}}{{else}}-{{end}}", "-\n-\n"),
             ("{{.Spec.Mode.Replicated.Replicas}} {{.Spec.TaskTemplate.ForceUpdate}}", "2 0\n2 0\n"),
+            (
+                "{{with .Spec.TaskTemplate.ContainerSpec}}{{.Env}}{{.Labels}}{{.TTY}}{{len .Args}}{{end}}",
+                "[]map[]false0\n[]map[]false0\n",
+            ),
             (r"{{.ID}}\n", "web\\n\ndb\\n\n"),
         ] {
             assert_eq!(run(format).as_deref(), Ok(want), "{format}");
@@ -203,8 +211,14 @@ mod tests {
     #[test]
     fn what_is_no_field_is_an_error() {
         for (format, reason) in [
-            ("{{.Spec.Nmae}}", "at <.Spec.Nmae>: can't evaluate field Nmae: there is no such field"),
-            ("{{.UpdateStatus.State}}", "nil pointer evaluating UpdateStatus.State"),
+            (
+                "{{.Spec.Nmae}}",
+                ":1:7: executing \"\" at <.Spec.Nmae>: can't evaluate field Nmae: there is no such field",
+            ),
+            (
+                "{{.UpdateStatus.State}}",
+                ":1:15: executing \"\" at <.UpdateStatus.State>: nil pointer evaluating UpdateStatus.State",
+            ),
             ("{{", "template parsing error: template: :1: unclosed action"),
         ] {
             let error = run(format).unwrap_err();

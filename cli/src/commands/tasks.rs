@@ -77,7 +77,8 @@ fn render(
     });
     let id_of = |task: &Task| if args.no_trunc { task.id.clone() } else { short_id(&task.id).to_owned() };
     if args.is_quiet() {
-        return Ok(tasks.iter().map(|task| format!("{}\n", id_of(task))).collect());
+        // Docker's client cuts them off in the table alone.
+        return Ok(tasks.iter().map(|task| format!("{}\n", task.id)).collect());
     }
     let mut rows: Vec<Row> = tasks
         .iter()
@@ -168,6 +169,8 @@ mod tests {
         let now = time::parse_rfc3339("2026-11-23T01:52:48.5Z").unwrap();
         let text = render(&mut tasks, &services, &nodes, &args(), now).unwrap();
         snapshot::check("output/service-ps.txt", &text);
+        let quiet = render(&mut tasks, &services, &nodes, &ListArgs { quiet: true, ..args() }, now).unwrap();
+        assert_eq!(quiet.lines().next(), Some("new1cpsr0tts8rho76677b555"));
         let want = [
             "ID             NAME        IMAGE       NODE      DESIRED STATE   CURRENT STATE            ERROR                       PORTS",
             "new1cpsr0tts   web.1       lab/web:1   n1        Running         Running 11 seconds ago                               ",

@@ -174,26 +174,31 @@ impl<'v> Evaluator<'v> {
 
     fn path(&self, mut value: Item<'v>, path: &'v [String], operand: &Operand) -> Result<Item<'v>, TemplateError> {
         let mut parent = "";
+        // Go names the place of the field, not that of the path.
+        let mut at = operand.start;
         for name in path {
             let found = match &value {
                 Cow::Borrowed(Value::Object(fields)) => fields.get(name).map(Cow::Borrowed),
                 Cow::Owned(Value::Object(fields)) => fields.get(name).map(|value| Cow::Owned(value.clone())),
                 Cow::Borrowed(Value::Null) | Cow::Owned(Value::Null) => {
-                    return Err(self.failed(operand, format!("nil pointer evaluating {parent}.{name}")));
+                    return Err(self.failed_at(operand, at, format!("nil pointer evaluating {parent}.{name}")));
                 }
                 other => {
                     let reason = format!("can't evaluate field {name} in type {}", functions::type_name(other));
-                    return Err(self.failed(operand, reason));
+                    return Err(self.failed_at(operand, at, reason));
                 }
             };
             value = match found.or_else(|| (self.absent)(parent, name).map(Cow::Owned)) {
                 Some(value) => value,
                 None => {
                     let reason = format!("can't evaluate field {name}: there is no such field");
-                    return Err(TemplateError { is_no_field: true, ..self.failed(operand, reason) });
+                    return Err(TemplateError { is_no_field: true, ..self.failed_at(operand, at, reason) });
                 }
             };
             parent = name;
+            if matches!(operand.kind, OperandKind::Field(_)) {
+                at += 1 + name.len();
+            }
         }
         Ok(value)
     }
@@ -211,7 +216,11 @@ impl<'v> Evaluator<'v> {
     }
 
     fn failed(&self, operand: &Operand, reason: impl std::fmt::Display) -> TemplateError {
-        let (line, column) = line_of(self.source, operand.start);
+        self.failed_at(operand, operand.start, reason)
+    }
+
+    fn failed_at(&self, operand: &Operand, at: usize, reason: impl std::fmt::Display) -> TemplateError {
+        let (line, column) = line_of(self.source, at);
         let text = format!(":{line}:{column}: executing \"\" at <{}>: {reason}", self.text_of(operand));
         TemplateError { text, is_no_field: false }
     }

@@ -34,7 +34,9 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
     let mut found: Vec<Value> = Vec::new();
     let outcome = for_each(&args.services, async |name| {
         let path = format!("/services/{}?insertDefaults={}", escape(name), pretty_wanted);
-        found.push(client.get(&path).await?);
+        found.push(client.get(&path).await.map_err(|error| {
+            if error.is_not_found() { CliError::Failed(format!("Error: no such service: {name}")) } else { error }
+        })?);
         Ok(())
     })
     .await;
@@ -95,7 +97,7 @@ fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
             PublishMode::Host => "host",
         };
         writeln!(text, " PublishedPort = {}\n  Protocol = {}", port.published_port, port.protocol)?;
-        writeln!(text, "  TargetPort = {}\n  PublishMode = {mode}", port.target_port)?;
+        writeln!(text, "  TargetPort = {}\n  PublishMode = {mode} ", port.target_port)?;
     }
     writeln!(text)
 }
@@ -196,7 +198,7 @@ mod tests {
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
             Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nResources:\n \
             Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
-            TargetPort = 8080\n  PublishMode = ingress\n\n";
+            TargetPort = 8080\n  PublishMode = ingress \n\n";
         assert_eq!(text, want);
     }
 

@@ -24,6 +24,7 @@ mod words;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::client::Client;
 use crate::commands::Command;
@@ -46,7 +47,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| explain(error).exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -57,6 +58,19 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_status())
         }
     }
+}
+
+/// Replaces clap's advice on a flag that does not exist, to give it as a value, by where Docker's flags are listed.
+fn explain(mut error: clap::Error) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    if error.get(ContextKind::SuggestedArg).is_none() {
+        let advice = "what docker has and shoal has not yet is listed in docs/compatibility.md";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
+    }
+    error
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
@@ -82,10 +96,23 @@ fn run(cli: Cli) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_flags_are_answered_with_what_helps() {
+        for (flag, want) in [
+            ("--mount", "is listed in docs/compatibility.md"),
+            ("--replica", "a similar argument exists: '--replicas'"),
+        ] {
+            let error = super::Cli::try_parse_from(["shoal", "service", "create", flag, "x", "image"]).unwrap_err();
+            let text = super::explain(error).to_string();
+            assert!(text.contains(&format!("unexpected argument '{flag}' found")) && text.contains(want), "{text}");
+            assert!(!text.contains("as a value"), "{text}");
+        }
     }
 }

@@ -46,6 +46,9 @@ impl Client {
             Some(("tcp" | "http" | "https" | "ssh", _)) => {
                 Err(CliError::Misused(format!("'{host}': only unix:// sockets are supported yet")))
             }
+            None if host.starts_with('/') => Err(CliError::Misused(format!(
+                "'{host}' is not the address of a daemon: did you mean 'unix://{host}'?"
+            ))),
             _ => Err(CliError::Misused(format!("'{host}' is not the address of a daemon: expected unix:///PATH"))),
         }
     }

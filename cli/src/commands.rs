@@ -1,10 +1,12 @@
 //! The commands: one module each, which holds its flags and the function that carries it out.
 
+mod completion;
 mod image;
 mod init;
 mod join;
 mod join_token;
 mod leave;
+mod man;
 mod node;
 mod service;
 mod status;
@@ -18,15 +20,15 @@ use crate::error::CliError;
 /// What `shoal` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start a cluster on this node
+    /// Initialize a swarm
     Init(init::InitArgs),
-    /// Join this node to a cluster
+    /// Join a swarm as a node and/or manager
     Join(join::JoinArgs),
-    /// Take this node out of its cluster
+    /// Leave the swarm
     Leave(leave::LeaveArgs),
-    /// Print or rotate a join token
+    /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
-    /// The same, under Docker's names
+    /// Manage the swarm, under Docker's names
     #[command(subcommand)]
     Swarm(SwarmCommand),
     /// Manage nodes
@@ -35,23 +37,28 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
-    /// Manage images on this node
+    /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
-    /// Tell whether the cluster is well
+    /// Display whether the cluster is well
     Status(status::StatusArgs),
+    /// Generate the autocompletion script for the specified shell
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// The cluster's commands under Docker's names.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SwarmCommand {
-    /// Start a cluster on this node
+    /// Initialize a swarm
     Init(init::InitArgs),
-    /// Join this node to a cluster
+    /// Join a swarm as a node and/or manager
     Join(join::JoinArgs),
-    /// Take this node out of its cluster
+    /// Leave the swarm
     Leave(leave::LeaveArgs),
-    /// Print or rotate a join token
+    /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
 }
 
@@ -67,6 +74,8 @@ impl Command {
             Self::Service(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,
             Self::Status(args) => status::run(client, args).await,
+            Self::Completion(args) => completion::run(&args),
+            Self::Man(args) => man::run(&args),
         }
     }
 }

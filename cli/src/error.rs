@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::template::TemplateError;
+
 /// Why a command failed; what the daemon had already done stays done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -15,13 +17,16 @@ pub(crate) enum CliError {
         message: String,
     },
     /// Nobody answers on the socket.
-    #[error("cannot connect to the shoal daemon at unix://{}: {source}; is shoald running?", socket.display())]
+    #[error("cannot connect to the shoal daemon at unix://{}: {source}; {}", socket.display(), way_to(source))]
     Unreachable {
         /// The socket.
         socket: PathBuf,
         /// What connecting said.
         source: io::Error,
     },
+    /// A template of `--format` cannot be read or carried out; nothing was printed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The command line makes no sense.
     #[error("{0}")]
     Misused(String),
@@ -30,12 +35,29 @@ pub(crate) enum CliError {
     Failed(String),
 }
 
+/// Says what helps where connecting failed.
+fn way_to(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => "are you root, or may you write to the socket?",
+        _ => "is shoald running, and does -H or SHOAL_HOST name its socket?",
+    }
+}
+
 impl CliError {
     /// Returns the exit status of the process.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::Daemon { .. } | Self::Unreachable { .. } | Self::Failed(_) => 1,
+            Self::Daemon { .. } | Self::Unreachable { .. } | Self::Template(_) | Self::Failed(_) => 1,
             Self::Misused(_) => 2,
+        }
+    }
+
+    /// Adds a line that tells the way out.
+    pub(crate) fn with(self, hint: &str) -> Self {
+        match self {
+            Self::Daemon { status, message } => Self::Daemon { status, message: format!("{message}\n{hint}") },
+            Self::Failed(text) => Self::Failed(format!("{text}\n{hint}")),
+            Self::Unreachable { .. } | Self::Template(_) | Self::Misused(_) => self,
         }
     }
 

@@ -6,12 +6,17 @@ mod client;
 mod commands;
 mod error;
 mod filter;
+mod hint;
+mod inspect;
 mod model;
 mod output;
 mod ports;
 mod progress;
+#[cfg(test)]
+mod snapshot;
 mod spec;
 mod table;
+mod template;
 mod time;
 mod units;
 mod words;
@@ -19,6 +24,7 @@ mod words;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::client::Client;
 use crate::commands::Command;
@@ -33,7 +39,7 @@ const HOST_VARIABLE: &str = "SHOAL_HOST";
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, disable_help_subcommand = true)]
 struct Cli {
-    /// Socket of the daemon to talk to
+    /// Daemon socket to connect to
     #[arg(short = 'H', long, env = HOST_VARIABLE, default_value = HOST_DEFAULT, value_name = "unix://PATH")]
     host: String,
     #[command(subcommand)]
@@ -41,7 +47,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| explain(error).exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -54,13 +60,35 @@ fn main() -> ExitCode {
     }
 }
 
+/// Replaces clap's advice on a flag that does not exist, to give it as a value, by where Docker's flags are listed.
+fn explain(mut error: clap::Error) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    if error.get(ContextKind::SuggestedArg).is_none() {
+        let advice = "what docker has and shoal has not yet is listed in docs/compatibility.md";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
+    }
+    error
+}
+
 fn run(cli: Cli) -> Result<(), CliError> {
     let client = Client::new(&cli.host)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::Failed(format!("failed to start: {error}")))?;
-    let result = runtime.block_on(cli.command.run(&client));
+    let result = runtime.block_on(async {
+        let result = cli.command.run(&client).await;
+        if let Err(error) = result {
+            return Err(match hint::find(&client, &error).await {
+                Some(hint) => error.with(&hint),
+                None => error,
+            });
+        }
+        Ok(())
+    });
     // Reading standard input blocks a thread that nothing can wake; the process must not wait for it.
     runtime.shutdown_background();
     result
@@ -68,10 +96,23 @@ fn run(cli: Cli) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_flags_are_answered_with_what_helps() {
+        for (flag, want) in [
+            ("--mount", "is listed in docs/compatibility.md"),
+            ("--replica", "a similar argument exists: '--replicas'"),
+        ] {
+            let error = super::Cli::try_parse_from(["shoal", "service", "create", flag, "x", "image"]).unwrap_err();
+            let text = super::explain(error).to_string();
+            assert!(text.contains(&format!("unexpected argument '{flag}' found")) && text.contains(want), "{text}");
+            assert!(!text.contains("as a value"), "{text}");
+        }
     }
 }

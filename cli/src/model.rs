@@ -171,6 +171,15 @@ pub(crate) struct SwarmInfo {
     #[serde(rename = "NodeID")]
     pub(crate) node_id: String,
     pub(crate) control_available: bool,
+    pub(crate) cluster: Option<ClusterInfo>,
+}
+
+/// What a manager says of its cluster.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClusterInfo {
+    #[serde(rename = "TLSInfo", deserialize_with = "null_as_default")]
+    pub(crate) tls_info: TlsInfo,
 }
 
 /// The cluster.
@@ -213,12 +222,14 @@ pub(crate) struct Updated {
 }
 
 /// An image.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(crate) struct Image {
     pub(crate) id: String,
     #[serde(deserialize_with = "null_as_default")]
     pub(crate) repo_tags: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) repo_digests: Vec<String>,
     /// Seconds since 1970.
     pub(crate) created: i64,
     pub(crate) size: u64,

@@ -1,12 +1,14 @@
-//! What every listing has in common: its flags, and the choice between table, identifiers and JSON.
+//! What every listing has in common: its flags, and the choice between table, JSON and a template.
 
 use std::io::{self, Write};
-use std::str::FromStr;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::CliError;
 use crate::filter::Filter;
+use crate::table;
+use crate::template::{Template, TemplateError};
 
 /// Characters of a shortened identifier.
 pub(crate) const SHORT_ID_CHARS: usize = 12;
@@ -14,38 +16,71 @@ pub(crate) const SHORT_ID_CHARS: usize = 12;
 /// Flags of a listing.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
-    /// Only print IDs
+    /// Only display IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Do not cut off IDs and texts
+    /// Do not truncate output
     #[arg(long)]
     pub(crate) no_trunc: bool,
-    /// Only print what fits this condition (repeatable)
+    /// Filter output based on conditions provided
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) filter: Vec<Filter>,
-    /// Print as 'table' or 'json' (one object a line)
-    #[arg(long, default_value = "table", value_name = "FORMAT")]
-    pub(crate) format: Format,
+    /// Format output: 'table', 'table TEMPLATE', 'json', or a Go template
+    #[arg(long, default_value = TABLE, value_name = "FORMAT")]
+    pub(crate) format: String,
 }
 
-/// How a listing is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// For people.
-    Table,
-    /// One JSON object a line.
-    Json,
+impl ListArgs {
+    /// Returns whether identifiers alone are wanted: as with Docker, a format is stronger than `--quiet`.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet && self.format == TABLE
+    }
 }
 
-impl FromStr for Format {
-    type Err = String;
+/// The format of a listing where no other is asked for.
+pub(crate) const TABLE: &str = "table";
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "table" => Ok(Self::Table),
-            "json" | "{{json .}}" => Ok(Self::Json),
-            _ => Err("Go templates are not supported yet: use 'table' or 'json'".to_owned()),
+/// How the rows of one kind are printed.
+pub(crate) struct Listing {
+    /// The template of the table.
+    pub(crate) table: &'static str,
+    /// The fields of a row and what stands above them.
+    pub(crate) headings: &'static [(&'static str, &'static str)],
+}
+
+impl Listing {
+    /// Renders rows as `format` says.
+    pub(crate) fn render<R: Serialize>(&self, rows: &[R], format: &str) -> Result<String, CliError> {
+        let (template, is_table) = match format.strip_prefix(TABLE) {
+            Some("") => (self.table, true),
+            Some(template) if template.starts_with(char::is_whitespace) => (template.trim_matches(' '), true),
+            _ if matches!(format, "json" | "{{json .}}") => return json_lines(rows),
+            _ => (format.trim_matches(' '), false),
+        };
+        let template = Template::parse(&template.replace("\\t", "\t").replace("\\n", "\n"))?;
+        let mut text = String::new();
+        if is_table {
+            let headings: Value =
+                self.headings.iter().map(|(field, heading)| (*field, Value::from(*heading))).collect();
+            text.push_str(&template.execute_headings(&headings)?);
+            text.push('\n');
         }
+        for row in rows {
+            let row = serde_json::to_value(row).map_err(|error| CliError::Failed(error.to_string()))?;
+            let line = template.execute(&row, |_, _| None).map_err(|error| CliError::Failed(self.explain(error)))?;
+            text.push_str(&line);
+            text.push('\n');
+        }
+        Ok(if is_table { table::align(&text) } else { text })
+    }
+
+    /// Names the fields that there are where a template wants another one.
+    fn explain(&self, error: TemplateError) -> String {
+        if !error.is_no_field() {
+            return error.to_string();
+        }
+        let fields: Vec<String> = self.headings.iter().map(|(field, _)| format!(".{field}")).collect();
+        format!("{error}; the fields are {}", fields.join(" "))
     }
 }
 
@@ -117,9 +152,40 @@ mod tests {
         assert_eq!(capital("running"), "Running");
     }
 
+    const LISTING: Listing = Listing {
+        table: r"{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Name}}",
+        headings: &[("ID", "ID"), ("Self", ""), ("Name", "NAME")],
+    };
+
+    fn render(format: &str) -> Result<String, CliError> {
+        let row = |id, name, is_self| serde_json::json!({"ID": id, "Name": name, "Self": is_self});
+        LISTING.render(&[row("a1", "one", true), row("b2", "two", false)], format)
+    }
+
     #[test]
-    fn templates_are_refused_by_name() {
-        assert!("{{.ID}}".parse::<Format>().unwrap_err().contains("not supported yet"));
-        assert_eq!("json".parse::<Format>(), Ok(Format::Json));
+    fn listings_take_dockers_formats() {
+        for (format, want) in [
+            ("table", "ID        NAME\na1 *      one\nb2        two\n"),
+            (r"table {{.Name}}\t{{upper .ID}}", "NAME      ID\none       A1\ntwo       B2\n"),
+            (r"{{.Name}}\t{{.ID}}\n", "one\ta1\n\ntwo\tb2\n\n"),
+            ("  {{json .Self}} ", "true\nfalse\n"),
+            (
+                "json",
+                "{\"ID\":\"a1\",\"Name\":\"one\",\"Self\":true}\n{\"ID\":\"b2\",\"Name\":\"two\",\"Self\":false}\n",
+            ),
+            ("tables", "tables\ntables\n"),
+        ] {
+            assert_eq!(render(format).unwrap(), want, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_not_there_is_answered_with_those_that_are() {
+        let error = render("{{.Nope}}").unwrap_err();
+        assert_eq!(error.exit_status(), 1);
+        assert!(error.to_string().ends_with("there is no such field; the fields are .ID .Self .Name"), "{error}");
+        let error = render("{{.ID").unwrap_err();
+        assert_eq!(error.to_string(), "template parsing error: template: :1: unclosed action");
+        assert_eq!(error.exit_status(), 1);
     }
 }

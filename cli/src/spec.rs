@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::{Map, Value, json};
 use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig};
 
@@ -21,75 +22,80 @@ pub(crate) struct SpecArgs {
     /// Number of tasks
     #[arg(long, value_name = "N")]
     replicas: Option<u64>,
-    /// Tasks on one node at most (0 is no limit)
+    /// Maximum number of tasks per node (0 = unlimited)
     #[arg(long, value_name = "N")]
     replicas_max_per_node: Option<u64>,
-    /// Cores that a task may use at most
+    /// Limit CPUs
     #[arg(long, value_name = "DECIMAL")]
     limit_cpu: Option<NanoCpus>,
-    /// Memory that a task may use at most
+    /// Limit Memory
     #[arg(long, value_name = "BYTES")]
     limit_memory: Option<Bytes>,
-    /// Processes that a task may have at most (0 is no limit)
+    /// Limit maximum number of processes (0 = unlimited)
     #[arg(long, value_name = "N")]
     limit_pids: Option<u64>,
-    /// Cores that are set aside for a task
+    /// Reserve CPUs
     #[arg(long, value_name = "DECIMAL")]
     reserve_cpu: Option<NanoCpus>,
-    /// Memory that is set aside for a task
+    /// Reserve Memory
     #[arg(long, value_name = "BYTES")]
     reserve_memory: Option<Bytes>,
-    /// When an ended task is replaced
+    /// Restart when condition is met
     #[arg(long, value_parser = ["none", "on-failure", "any"], value_name = "CONDITION")]
     restart_condition: Option<String>,
-    /// Time between an end and the next start
+    /// Delay between restart attempts (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     restart_delay: Option<Nanos>,
-    /// Restarts within the window at most (0 is no limit)
+    /// Maximum number of restarts before giving up (0 = unlimited)
     #[arg(long, value_name = "N")]
     restart_max_attempts: Option<u64>,
-    /// Time over which restarts are counted
+    /// Window used to evaluate the restart policy (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     restart_window: Option<Nanos>,
-    /// Time between the stop signal and the kill
+    /// Time to wait before force killing a container (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     stop_grace_period: Option<Nanos>,
-    /// Signal that asks a container to end
+    /// Signal to stop the container
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
-    /// Tasks updated at once (0 updates all at once)
+    /// Maximum number of tasks updated simultaneously (0 to update all at once)
     #[arg(long, value_name = "N")]
     update_parallelism: Option<u64>,
-    /// Time between updates
+    /// Delay between updates (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     update_delay: Option<Nanos>,
-    /// Time during which a new task's end counts as a failure
+    /// Duration after each task update to monitor for failure (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     update_monitor: Option<Nanos>,
-    /// What happens when an updated task fails
-    #[arg(long, value_parser = ["pause", "continue", "rollback"], value_name = "ACTION")]
+    /// Action on update failure
+    #[arg(long, value_parser = failure_action(), value_name = "ACTION")]
     update_failure_action: Option<String>,
-    /// Share of failed tasks that is tolerated (0 to 1)
+    /// Failure rate to tolerate during an update (0 to 1)
     #[arg(long, value_parser = ratio, value_name = "RATIO")]
     update_max_failure_ratio: Option<f64>,
-    /// Whether the old task ends before the new one starts
+    /// Update order
     #[arg(long, value_parser = ["stop-first", "start-first"], value_name = "ORDER")]
     update_order: Option<String>,
     /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// User, as name or ID, with an optional group after a colon
+    /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long)]
     user: Option<String>,
-    /// Host name inside the container
+    /// Container hostname
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// Mount the container's root file system read-only
+    /// Mount the container's root filesystem as read only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     read_only: Option<bool>,
-    /// Replace the image's entrypoint
+    /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
+}
+
+/// The daemon refuses `rollback` in its own words, so it is read but not offered.
+fn failure_action() -> PossibleValuesParser {
+    ["pause", "continue"].map(PossibleValue::new).into_iter().chain([PossibleValue::new("rollback").hide(true)]).into()
 }
 
 fn ratio(text: &str) -> Result<f64, String> {

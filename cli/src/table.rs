@@ -7,30 +7,41 @@ const PADDING: usize = 3;
 
 /// Renders headings and rows; the last cell of a row is not padded.
 pub(crate) fn render<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = headings.map(|heading| heading.chars().count());
+    let mut text = headings.join("\t") + "\n";
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
+        text.push_str(&row.join("\t"));
+        text.push('\n');
     }
-    let mut text = String::new();
-    push_row(&mut text, &widths, headings.iter().copied());
-    for row in rows {
-        push_row(&mut text, &widths, row.iter().map(String::as_str));
-    }
-    text
+    align(&text)
 }
 
-fn push_row<'a>(text: &mut String, widths: &[usize], cells: impl Iterator<Item = &'a str>) {
-    let last = widths.len() - 1;
-    for (column, cell) in cells.enumerate() {
-        text.push_str(cell);
-        if column < last {
-            let width = (widths[column] + PADDING).max(WIDTH_MIN);
-            text.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
+/// Replaces tabs by blanks so that cells stand below each other.
+///
+/// Columns are as wide as their widest cell in lines that follow each other. What no tab ends is not padded.
+pub(crate) fn align(text: &str) -> String {
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();
+    let mut widths: Vec<Vec<usize>> = lines.iter().map(|cells| vec![0; cells.len() - 1]).collect();
+    let columns = widths.iter().map(Vec::len).max().unwrap_or(0);
+    for column in 0..columns {
+        let mut first = 0;
+        while first < lines.len() {
+            let block = widths[first..].iter().take_while(|widths| widths.len() > column).count();
+            let cells = lines[first..first + block].iter().map(|cells| cells[column].chars().count());
+            let width = cells.max().map_or(0, |widest| (widest + PADDING).max(WIDTH_MIN));
+            widths[first..first + block].iter_mut().for_each(|widths| widths[column] = width);
+            first += block.max(1);
         }
     }
-    text.push('\n');
+    let mut aligned = String::new();
+    for (cells, widths) in lines.iter().zip(&widths) {
+        for (column, cell) in cells.iter().enumerate() {
+            aligned.push_str(cell);
+            let width = widths.get(column).copied().unwrap_or(0);
+            aligned.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count())));
+        }
+        aligned.push('\n');
+    }
+    aligned
 }
 
 #[cfg(test)]
@@ -45,5 +56,14 @@ mod tests {
             "ID             NAME      PORTS\nzw28l6ocpszc   web       *:80->80/tcp\n"
         );
         assert_eq!(render(["ID", "NAME"], &[]), "ID        NAME\n");
+    }
+
+    #[test]
+    fn a_column_ends_where_a_line_has_none() {
+        assert_eq!(
+            align("a\tb\nlonger than ten\tc\nno cells\nd\t\n"),
+            "a                 b\nlonger than ten   c\nno cells\nd         \n"
+        );
+        assert_eq!(align(""), "");
     }
 }

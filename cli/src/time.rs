@@ -64,6 +64,22 @@ fn days_from_civil(year: i128, month: i128, day: i128) -> i128 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
+/// Writes a moment, in seconds since 1970, as Docker's client writes it where the zone is UTC.
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub(crate) fn utc(secs: i64) -> String {
+    let (days, secs) = (secs.div_euclid(86_400) + 719_468, secs.rem_euclid(86_400));
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
+}
+
 /// Says how long a time is, in the words of Docker's client. Source: docker/go-units, `HumanDuration`.
 pub(crate) fn human_duration(nanos: i128) -> String {
     let secs = nanos.max(0) / SECOND_NANOS;
@@ -108,6 +124,14 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(parse_rfc3339(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn moments_are_written_as_they_are_read() {
+        for secs in [0, 951_782_400, 951_868_799, 1_795_398_702, 4_102_444_799, -1] {
+            let text = utc(secs).replace(" +0000 UTC", "Z");
+            assert_eq!(parse_rfc3339(&text), Some(i128::from(secs) * SECOND_NANOS), "{text}");
         }
     }
 

@@ -12,12 +12,12 @@ use crate::error::CliError;
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Store the images of a docker-save or OCI archive
+    /// Load images from a tar archive or STDIN
     Load(load::LoadArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
-    /// Remove images
+    /// Remove one or more images
     #[command(visible_alias = "remove")]
     Rm(rm::RmArgs),
 }

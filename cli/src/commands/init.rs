@@ -10,7 +10,7 @@ use crate::output::print;
 /// Flags of `init`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitArgs {
-    /// Address that other nodes reach this one at (default: what shoald was started with)
+    /// Advertised address (default: what shoald was started with)
     #[arg(long, value_name = "IP[:PORT]")]
     advertise_addr: Option<String>,
 }

@@ -13,10 +13,10 @@ const PORT_DEFAULT: u16 = 2377;
 /// Flags of `join`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct JoinArgs {
-    /// Token of the cluster, as `shoal join-token` prints it
+    /// Token for entry into the swarm
     #[arg(long)]
     token: String,
-    /// Address that other nodes reach this one at (default: what shoald was started with)
+    /// Advertised address (default: what shoald was started with)
     #[arg(long, value_name = "IP[:PORT]")]
     advertise_addr: Option<String>,
     /// Nodes of the cluster; any one that answers is enough

@@ -12,10 +12,10 @@ use crate::output::print;
 /// Flags of `join-token`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct JoinTokenArgs {
-    /// Only print the token
+    /// Only display token
     #[arg(short, long)]
     quiet: bool,
-    /// Make a new token; the old one is refused from then on
+    /// Rotate join token
     #[arg(long)]
     rotate: bool,
     /// What a node that joins with it becomes

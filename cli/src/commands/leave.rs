@@ -9,7 +9,7 @@ use crate::output::print;
 /// Flags of `leave`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LeaveArgs {
-    /// Leave even if the others lose their quorum or this is the last node
+    /// Force this node to leave the swarm, ignoring warnings
     #[arg(short, long)]
     force: bool,
 }

@@ -15,16 +15,16 @@ use crate::model::Info;
 /// What can be done with nodes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// List nodes
+    /// List nodes in the swarm
     #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
-    /// List the tasks of nodes, by default of this one
+    /// List tasks running on one or more nodes, defaults to current node
     Ps(ps::PsArgs),
-    /// Show everything about nodes
+    /// Display detailed information on one or more nodes
     Inspect(inspect::InspectArgs),
-    /// Change a node
+    /// Update a node
     Update(update::UpdateArgs),
-    /// Remove nodes from the cluster for good
+    /// Remove one or more nodes from the swarm
     #[command(visible_alias = "remove")]
     Rm(rm::RmArgs),
 }

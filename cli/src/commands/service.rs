@@ -17,25 +17,25 @@ use crate::error::CliError;
 /// What can be done with services.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// Create a service
+    /// Create a new service
     Create(Box<create::CreateArgs>),
     /// List services
     #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
-    /// List the tasks of services
+    /// List the tasks of one or more services
     Ps(ps::PsArgs),
-    /// Show everything about services
+    /// Display detailed information on one or more services
     Inspect(inspect::InspectArgs),
-    /// Change a service
+    /// Update a service
     Update(Box<update::UpdateArgs>),
-    /// Give a service back the spec it had before
+    /// Revert changes to a service's configuration
     Rollback(update::RollbackArgs),
-    /// Change the number of tasks of services
+    /// Scale one or multiple replicated services
     Scale(scale::ScaleArgs),
-    /// Remove services and their tasks
+    /// Remove one or more services
     #[command(visible_alias = "remove")]
     Rm(rm::RmArgs),
-    /// Print what the tasks of a service, or one task, have written
+    /// Fetch the logs of a service or task
     Logs(logs::LogsArgs),
 }
 
@@ -59,10 +59,10 @@ impl ServiceCommand {
 /// Flags of the commands that wait until a service has converged.
 #[derive(Debug, Clone, Copy, clap::Args)]
 struct WaitArgs {
-    /// Return at once, without waiting for the service to converge
+    /// Exit immediately instead of waiting for the service to converge
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     detach: bool,
-    /// Do not show progress
+    /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,
 }

@@ -5,15 +5,16 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::error::CliError;
-use crate::output::{Format, json_lines, print};
+use crate::inspect;
+use crate::output::{TABLE, print};
 use crate::table;
 
 /// Flags of `status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
-    /// Print as 'table' or 'json'
-    #[arg(long, default_value = "table", value_name = "FORMAT")]
-    format: Format,
+    /// Format output: 'table', 'json', or a Go template
+    #[arg(long, default_value = TABLE, value_name = "FORMAT")]
+    format: String,
 }
 
 /// What the daemon says of the cluster. Source: shoal's own API, `GET /shoal/status`.
@@ -57,7 +58,10 @@ impl Status {
 /// Prints how the cluster is; fails if it is not well.
 pub(crate) async fn run(client: &Client, args: StatusArgs) -> Result<(), CliError> {
     let value: Value = client.get("/shoal/status").await?;
-    let text = if args.format == Format::Json { json_lines(std::slice::from_ref(&value))? } else { String::new() };
+    let text = match args.format.as_str() {
+        TABLE => String::new(),
+        format => inspect::render(std::slice::from_ref(&value), Some(format))?,
+    };
     let status: Status = serde_json::from_value(value)
         .map_err(|error| CliError::Failed(format!("the daemon's answer makes no sense: {error}")))?;
     if text.is_empty() {
@@ -100,7 +104,8 @@ fn render(status: &Status) -> String {
     text.push_str(&table::render(["ID", "HOSTNAME", "STATE", "DIGEST", "LEASES"], &rows));
     let free = status.leases.iter().filter(|lease| lease.holder.is_empty()).count();
     if free > 0 {
-        text.push_str(&format!("\n{free} leases have no holder.\n"));
+        let have = if free == 1 { "lease has" } else { "leases have" };
+        text.push_str(&format!("\n{free} {have} no holder.\n"));
     }
     if let Some(epoch) = status.leases.iter().map(|lease| lease.epoch).max() {
         text.push_str(&format!("\nHighest epoch: {epoch}\n"));
@@ -125,6 +130,7 @@ fn held_text(held: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -138,7 +144,8 @@ mod tests {
         assert!(status.is_well());
         let text = render(&status);
         assert!(text.contains("\nn         n1         ready     ab        registry\n"), "{text}");
-        assert!(text.contains("1 leases have no holder"));
+        assert!(text.contains("1 lease has no holder"));
+        snapshot::check("output/status.txt", &text);
         status.warnings.push("node n2 is down".to_owned());
         assert!(!status.is_well());
     }

@@ -9,8 +9,8 @@ use crate::client::Client;
 use crate::error::CliError;
 use crate::filter::{Filter, query};
 use crate::model::{Node, Service, Task};
-use crate::output::{Format, ListArgs, capital, ellipsis, json_lines, print, short_id};
-use crate::{ports, table, time};
+use crate::output::{ListArgs, Listing, TABLE, capital, ellipsis, print, short_id};
+use crate::{ports, time};
 
 /// Characters of an error that are shown.
 const ERROR_CHARS: usize = 30;
@@ -29,6 +29,20 @@ struct Row {
     node: String,
     ports: String,
 }
+
+const LISTING: Listing = Listing {
+    table: r"{{.ID}}\t{{.Name}}\t{{.Image}}\t{{.Node}}\t{{.DesiredState}}\t{{.CurrentState}}\t{{.Error}}\t{{.Ports}}",
+    headings: &[
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Image", "IMAGE"),
+        ("Node", "NODE"),
+        ("DesiredState", "DESIRED STATE"),
+        ("CurrentState", "CURRENT STATE"),
+        ("Error", "ERROR"),
+        ("Ports", "PORTS"),
+    ],
+};
 
 /// Gets the tasks that fit `filters` and prints them.
 pub(crate) async fn list(client: &Client, args: &ListArgs, no_resolve: bool, extra: &[Filter]) -> Result<(), CliError> {
@@ -62,8 +76,9 @@ fn render(
         slot(a).cmp(&slot(b)).then_with(|| b.created_at.cmp(&a.created_at))
     });
     let id_of = |task: &Task| if args.no_trunc { task.id.clone() } else { short_id(&task.id).to_owned() };
-    if args.quiet {
-        return Ok(tasks.iter().map(|task| format!("{}\n", id_of(task))).collect());
+    if args.is_quiet() {
+        // Docker's client cuts them off in the table alone.
+        return Ok(tasks.iter().map(|task| format!("{}\n", task.id)).collect());
     }
     let mut rows: Vec<Row> = tasks
         .iter()
@@ -73,21 +88,21 @@ fn render(
             image: image_name(&task.spec.container_spec.image, args.no_trunc),
             node: nodes.get(&task.node_id).unwrap_or(&task.node_id).clone(),
             desired_state: capital(&task.desired_state),
-            current_state: format!("{} {}", capital(&task.status.state), time::ago(&task.status.timestamp, now)),
+            current_state: current_state(task, now),
             error: error_text(task, args.no_trunc),
             ports: ports::show(&task.status.port_status.ports, PublishMode::Host),
         })
         .collect();
-    if args.format == Format::Json {
-        return json_lines(&rows);
+    if args.format.starts_with(TABLE) {
+        indent_history(&mut rows);
     }
-    indent_history(&mut rows);
-    let headings = ["ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"];
-    let cells: Vec<[String; 8]> = rows
-        .into_iter()
-        .map(|row| [row.id, row.name, row.image, row.node, row.desired_state, row.current_state, row.error, row.ports])
-        .collect();
-    Ok(table::render(headings, &cells))
+    LISTING.render(&rows, &args.format)
+}
+
+/// Says what a task's state is and since when, which is not known of one whose node is gone: its last report is older.
+fn current_state(task: &Task, now: i128) -> String {
+    let state = capital(&task.status.state);
+    if task.status.state == "orphaned" { state } else { format!("{state} {}", time::ago(&task.status.timestamp, now)) }
 }
 
 /// Marks the predecessors of a task, which follow it in the order of the list.
@@ -126,10 +141,11 @@ fn error_text(task: &Task, no_trunc: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     fn args() -> ListArgs {
-        ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: Format::Table }
+        ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: TABLE.to_owned() }
     }
 
     fn task(id: &str, slot: u64, state: &str, created: &str, error: &str) -> Task {
@@ -143,6 +159,7 @@ mod tests {
     #[test]
     fn tasks_are_listed_as_docker_lists_them() {
         let mut tasks = [
+            task("lost1psr0tts8rho76677b555", 3, "orphaned", "2026-11-23T01:52:33.3Z", "the node is down"),
             task("ax71cpsr0tts8rho76677b555", 2, "running", "2026-11-23T01:52:35.3Z", ""),
             task("old1cpsr0tts8rho76677b555", 1, "failed", "2026-11-23T01:52:34.3Z", "task: non-zero exit (1)"),
             task("new1cpsr0tts8rho76677b555", 1, "running", "2026-11-23T01:52:36.3Z", ""),
@@ -151,14 +168,20 @@ mod tests {
         let nodes = BTreeMap::from([("n".to_owned(), "n1".to_owned())]);
         let now = time::parse_rfc3339("2026-11-23T01:52:48.5Z").unwrap();
         let text = render(&mut tasks, &services, &nodes, &args(), now).unwrap();
+        snapshot::check("output/service-ps.txt", &text);
+        let quiet = render(&mut tasks, &services, &nodes, &ListArgs { quiet: true, ..args() }, now).unwrap();
+        assert_eq!(quiet.lines().next(), Some("new1cpsr0tts8rho76677b555"));
         let want = [
             "ID             NAME        IMAGE       NODE      DESIRED STATE   CURRENT STATE            ERROR                       PORTS",
             "new1cpsr0tts   web.1       lab/web:1   n1        Running         Running 11 seconds ago                               ",
             "old1cpsr0tts    \\_ web.1   lab/web:1   n1        Running         Failed 11 seconds ago    \"task: non-zero exit (1)\"   ",
             "ax71cpsr0tts   web.2       lab/web:1   n1        Running         Running 11 seconds ago                               ",
+            "lost1psr0tts   web.3       lab/web:1   n1        Running         Orphaned                 \"the node is down\"          ",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), want);
-        let json = render(&mut tasks, &services, &nodes, &ListArgs { format: Format::Json, ..args() }, now).unwrap();
+        let json =
+            render(&mut tasks, &services, &nodes, &ListArgs { format: "json".to_owned(), ..args() }, now).unwrap();
+        snapshot::check("output/service-ps.json", &json);
         let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
         assert_eq!(first["CurrentState"], "Running 11 seconds ago");
         assert_eq!(first["Name"], "web.1");

@@ -13,13 +13,13 @@ use crate::output::print;
 /// Flags of `image load`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
-    /// Archive to read (default or '-': standard input)
+    /// Read from tar archive file, instead of STDIN ('-' is STDIN)
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Store on every ready node, not only on this one
     #[arg(long)]
     all: bool,
-    /// Print nothing but failures
+    /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
 }

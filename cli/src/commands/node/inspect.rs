@@ -8,19 +8,20 @@ use crate::client::{Client, escape};
 use crate::commands::for_each;
 use crate::commands::node::{self, ls::availability};
 use crate::error::CliError;
+use crate::inspect;
 use crate::model::Node;
-use crate::output::{Format, capital, json_lines, json_pretty, print};
+use crate::output::{capital, print};
 use crate::units::{bytes_size, cpus};
 
 /// Flags of `node inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// Print for people
+    /// Print the information in a human friendly format
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
-    /// 'json' prints one object a line
+    /// Format output: 'json' (one object a line), 'pretty', or a Go template
     #[arg(short, long, value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<String>,
     /// Nodes, by name, ID or 'self'
     #[arg(required = true, value_name = "NODE")]
     nodes: Vec<String>,
@@ -28,6 +29,7 @@ pub(crate) struct InspectArgs {
 
 /// Prints everything about nodes; those that are found are printed even if others are not.
 pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let pretty_wanted = args.pretty || args.format.as_deref() == Some(inspect::PRETTY);
     let mut found: Vec<Value> = Vec::new();
     let outcome = for_each(&args.nodes, async |name| {
         let id = node::resolve(client, name).await?;
@@ -35,15 +37,13 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
         Ok(())
     })
     .await;
-    if args.pretty {
+    if pretty_wanted {
         for value in found {
             let node: Node = serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&pretty(&node)?)?;
         }
-    } else if args.format == Some(Format::Json) {
-        print(&json_lines(&found)?)?;
     } else {
-        print(&json_pretty(&found)?)?;
+        print(&inspect::render(&found, args.format.as_deref())?)?;
     }
     outcome
 }
@@ -103,6 +103,7 @@ fn go_time(moment: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -120,5 +121,20 @@ mod tests {
             Availability:         \tActive\n Address:\t\t10.77.0.2\nPlatform:\n Operating System:\tlinux\n \
             Architecture:\t\tx86_64\nResources:\n CPUs:\t\t\t2\n Memory:\t\t23.54GiB\nEngine Version:\t\t20.10.24+dfsg1\n";
         assert_eq!(pretty(&node).unwrap(), want);
+    }
+
+    #[test]
+    fn everything_that_a_node_can_have_is_printed() {
+        let node: Node = serde_json::from_value(json!({"ID": "dikudt41jnh24m67n37plsnsp",
+            "CreatedAt": "2026-11-23T01:51:42.5Z",
+            "Spec": {"Labels": {"zone": "a", "disk": "ssd"}, "Role": "manager", "Availability": "pause"},
+            "Description": {"Hostname": "n1", "Platform": {"Architecture": "x86_64", "OS": "linux"},
+                "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64},
+                "Engine": {"EngineVersion": "0.1.0", "Labels": {"gpu": "no"}},
+                "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n"}},
+            "Status": {"State": "ready", "Message": "suspect", "Addr": "10.77.0.1"},
+            "ManagerStatus": {"Leader": true, "Reachability": "reachable", "Addr": "10.77.0.1:2377"}}))
+        .unwrap();
+        snapshot::check("output/node-inspect-pretty.txt", &pretty(&node).unwrap());
     }
 }

@@ -8,7 +8,7 @@ use crate::output::print;
 /// Flags of `node rm`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RmArgs {
-    /// Remove a node even if it is not down
+    /// Force remove a node from the swarm
     #[arg(short, long)]
     force: bool,
     /// Nodes, by name or ID

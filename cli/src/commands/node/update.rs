@@ -11,16 +11,16 @@ use crate::spec::{change_labels, set};
 /// Flags of `node update`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
-    /// Whether the node takes tasks: 'drain' moves them away, 'pause' keeps them
+    /// Availability of the node
     #[arg(long, value_parser = ["active", "pause", "drain"])]
     availability: Option<String>,
     /// Not supported yet
     #[arg(long, value_parser = ["worker", "manager"], hide = true)]
     role: Option<String>,
-    /// Add or change a label
+    /// Add or update a node label
     #[arg(long, value_name = "NAME=VALUE")]
     label_add: Vec<String>,
-    /// Remove a label
+    /// Remove a node label if exists
     #[arg(long, value_name = "NAME")]
     label_rm: Vec<String>,
     /// The node, by name, ID or 'self'

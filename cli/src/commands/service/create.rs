@@ -18,28 +18,28 @@ use crate::spec::{self, SpecArgs, set};
 /// Flags of `service create`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
-    /// Name of the service (default: made up)
+    /// Service name
     #[arg(long)]
     name: Option<String>,
-    /// Whether there is a number of tasks or one on every node
+    /// Service mode
     #[arg(long, value_enum, default_value = "replicated")]
     mode: ModeName,
-    /// Publish a port: [PUBLISHED:]TARGET or target=…,published=…,mode=ingress|host
+    /// Publish a port as a node port ([PUBLISHED:]TARGET, or target=…,published=…,mode=ingress|host)
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<Publish>,
-    /// Set a variable
+    /// Set environment variables
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Read variables from a file
+    /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Label of the service
+    /// Service labels
     #[arg(short, long, value_name = "NAME=VALUE")]
     label: Vec<String>,
-    /// Label of its containers
+    /// Container labels
     #[arg(long, value_name = "NAME=VALUE")]
     container_label: Vec<String>,
-    /// Condition on the node, such as node.labels.zone==a
+    /// Placement constraints (e.g. node.labels.zone==a)
     #[arg(long, value_name = "EXPRESSION")]
     constraint: Vec<String>,
     #[command(flatten)]

@@ -8,20 +8,21 @@ use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
 use crate::client::{Client, escape};
 use crate::commands::for_each;
 use crate::error::CliError;
+use crate::inspect;
 use crate::model::{Service, UpdateStatus};
-use crate::output::{Format, json_lines, json_pretty, print};
+use crate::output::print;
 use crate::time;
 use crate::units::{bytes_size, cpus, go_duration};
 
 /// Flags of `service inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// Print for people
+    /// Print the information in a human friendly format
     #[arg(long, conflicts_with = "format")]
     pretty: bool,
-    /// 'json' prints one object a line
+    /// Format output: 'json' (one object a line), 'pretty', or a Go template
     #[arg(short, long, value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<String>,
     /// Services, by name or ID
     #[arg(required = true, value_name = "SERVICE")]
     services: Vec<String>,
@@ -29,14 +30,17 @@ pub(crate) struct InspectArgs {
 
 /// Prints everything about services; those that are found are printed even if others are not.
 pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliError> {
+    let pretty_wanted = args.pretty || args.format.as_deref() == Some(inspect::PRETTY);
     let mut found: Vec<Value> = Vec::new();
     let outcome = for_each(&args.services, async |name| {
-        let path = format!("/services/{}?insertDefaults={}", escape(name), args.pretty);
-        found.push(client.get(&path).await?);
+        let path = format!("/services/{}?insertDefaults={}", escape(name), pretty_wanted);
+        found.push(client.get(&path).await.map_err(|error| {
+            if error.is_not_found() { CliError::Failed(format!("Error: no such service: {name}")) } else { error }
+        })?);
         Ok(())
     })
     .await;
-    if args.pretty {
+    if pretty_wanted {
         for value in found {
             let service: Service =
                 serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
@@ -44,10 +48,8 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
             pretty(&mut text, &service).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&text)?;
         }
-    } else if args.format == Some(Format::Json) {
-        print(&json_lines(&found)?)?;
     } else {
-        print(&json_pretty(&found)?)?;
+        print(&inspect::render(&found, args.format.as_deref())?)?;
     }
     outcome
 }
@@ -95,7 +97,7 @@ fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
             PublishMode::Host => "host",
         };
         writeln!(text, " PublishedPort = {}\n  Protocol = {}", port.published_port, port.protocol)?;
-        writeln!(text, "  TargetPort = {}\n  PublishMode = {mode}", port.target_port)?;
+        writeln!(text, "  TargetPort = {}\n  PublishMode = {mode} ", port.target_port)?;
     }
     writeln!(text)
 }
@@ -174,6 +176,7 @@ fn amounts(text: &mut String, nano_cpus: u64, memory_bytes: u64) -> std::fmt::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -195,7 +198,26 @@ mod tests {
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
             Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nResources:\n \
             Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
-            TargetPort = 8080\n  PublishMode = ingress\n\n";
+            TargetPort = 8080\n  PublishMode = ingress \n\n";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn everything_that_a_service_can_have_is_printed() {
+        let service: Service = serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
+            "Labels": {"team": "shop"}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Command": ["web"],
+            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web"}, "Resources":
+            {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
+            {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
+            "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,
+            "Delay": 10_000_000_000u64, "FailureAction": "continue", "Monitor": 5_000_000_000u64, "MaxFailureRatio": 0.25,
+            "Order": "start-first"}, "EndpointSpec": {"Mode": "vip"}}, "UpdateStatus": {"State": "completed",
+            "StartedAt": "1970-01-01T00:00:00Z", "Message": "update completed"}, "Endpoint": {"Ports": [{"Protocol": "tcp",
+            "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}}))
+        .unwrap();
+        let mut text = String::new();
+        pretty(&mut text, &service).unwrap();
+        let text = text.replace(&time::ago("1970-01-01T00:00:00Z", time::now_nanos()), "AGO");
+        snapshot::check("output/service-inspect-pretty.txt", &text);
     }
 }

@@ -21,28 +21,28 @@ const PIECE_BYTES_MAX: usize = 4 << 20;
 /// Flags of `service logs`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsArgs {
-    /// Go on with what is written from now on, by new tasks too
+    /// Follow log output
     #[arg(short, long)]
     follow: bool,
-    /// Print the output alone, without the task before each line
+    /// Do not neatly format logs
     #[arg(long)]
     raw: bool,
-    /// Print when each line was written
+    /// Show timestamps
     #[arg(short, long)]
     timestamps: bool,
-    /// Only print the last N lines of each task ('all' prints all)
+    /// Number of lines to show from the end of the logs
     #[arg(short = 'n', long, default_value = "all", value_parser = tail, value_name = "N")]
     tail: String,
-    /// Only print lines since a moment (RFC 3339 or seconds since 1970) or for a time back (such as 10m)
+    /// Show logs since timestamp (e.g. 2013-01-02T13:23:37Z) or relative (e.g. 42m for 42 minutes)
     #[arg(long, value_parser = since, value_name = "TIME")]
     since: Option<String>,
-    /// Leave out task IDs
+    /// Do not include task IDs in output
     #[arg(long)]
     no_task_ids: bool,
-    /// Print IDs in place of names
+    /// Do not map IDs to Names in output
     #[arg(long)]
     no_resolve: bool,
-    /// Do not cut off IDs
+    /// Do not truncate output
     #[arg(long)]
     no_trunc: bool,
     /// The service, by name or ID, or the ID of a task

@@ -8,8 +8,8 @@ use crate::commands::tasks::image_name;
 use crate::error::CliError;
 use crate::filter::query;
 use crate::model::Service;
-use crate::output::{Format, ListArgs, json_lines, print, short_id};
-use crate::{ports, table};
+use crate::output::{ListArgs, Listing, print, short_id};
+use crate::ports;
 
 /// Flags of `service ls`.
 #[derive(Debug, clap::Args)]
@@ -31,9 +31,21 @@ struct Row {
     replicas: String,
 }
 
+const LISTING: Listing = Listing {
+    table: r"{{.ID}}\t{{.Name}}\t{{.Mode}}\t{{.Replicas}}\t{{.Image}}\t{{.Ports}}",
+    headings: &[
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Mode", "MODE"),
+        ("Replicas", "REPLICAS"),
+        ("Image", "IMAGE"),
+        ("Ports", "PORTS"),
+    ],
+};
+
 /// Lists services.
 pub(crate) async fn run(client: &Client, args: LsArgs) -> Result<(), CliError> {
-    let status = if args.list.quiet { "" } else { "status=true&" };
+    let status = if args.list.is_quiet() { "" } else { "status=true&" };
     let services: Vec<Service> = client.get(&format!("/services?{status}{}", query(&args.list.filter))).await?;
     print(&render(services, &args.list)?)
 }
@@ -41,7 +53,7 @@ pub(crate) async fn run(client: &Client, args: LsArgs) -> Result<(), CliError> {
 fn render(mut services: Vec<Service>, args: &ListArgs) -> Result<String, CliError> {
     services.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     let id_of = |service: &Service| if args.no_trunc { service.id.clone() } else { short_id(&service.id).to_owned() };
-    if args.quiet {
+    if args.is_quiet() {
         return Ok(services.iter().map(|service| id_of(service) + "\n").collect());
     }
     let rows: Vec<Row> = services
@@ -55,12 +67,7 @@ fn render(mut services: Vec<Service>, args: &ListArgs) -> Result<String, CliErro
             replicas: replicas(service),
         })
         .collect();
-    if args.format == Format::Json {
-        return json_lines(&rows);
-    }
-    let cells: Vec<[String; 6]> =
-        rows.into_iter().map(|row| [row.id, row.name, row.mode, row.replicas, row.image, row.ports]).collect();
-    Ok(table::render(["ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS"], &cells))
+    LISTING.render(&rows, &args.format)
 }
 
 fn replicas(service: &Service) -> String {
@@ -75,6 +82,7 @@ fn replicas(service: &Service) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot;
     use serde_json::json;
 
     #[test]
@@ -95,8 +103,9 @@ mod tests {
             ),
         ]))
         .unwrap();
-        let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: Format::Table };
+        let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: "table".to_owned() };
         let text = render(services, &args).unwrap();
+        snapshot::check("output/service-ls.txt", &text);
         let want = [
             "ID             NAME      MODE         REPLICAS               IMAGE       PORTS",
             "s6ie7pwawbi5   full      replicated   1/2 (max 2 per node)   lab/web:1   *:8080->80/tcp",

@@ -12,7 +12,7 @@ use crate::output::ListArgs;
 pub(crate) struct PsArgs {
     #[command(flatten)]
     list: ListArgs,
-    /// Print IDs in place of the names of services and nodes
+    /// Do not map IDs to Names
     #[arg(long)]
     no_resolve: bool,
     /// Services, by name or ID

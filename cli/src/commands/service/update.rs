@@ -15,46 +15,46 @@ use crate::{progress, words};
 /// Flags of `service update`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
-    /// Image to run
+    /// Service image tag
     #[arg(long)]
     image: Option<String>,
-    /// Arguments in place of the image's command
+    /// Service command args
     #[arg(long, allow_hyphen_values = true, value_name = "COMMAND")]
     args: Option<String>,
-    /// Add or change a variable
+    /// Add or update an environment variable
     #[arg(long, value_name = "NAME=VALUE")]
     env_add: Vec<String>,
-    /// Remove a variable
+    /// Remove an environment variable
     #[arg(long, value_name = "NAME")]
     env_rm: Vec<String>,
-    /// Add or change a label of the service
+    /// Add or update a service label
     #[arg(long, value_name = "NAME=VALUE")]
     label_add: Vec<String>,
-    /// Remove a label of the service
+    /// Remove a label by its key
     #[arg(long, value_name = "NAME")]
     label_rm: Vec<String>,
-    /// Add or change a label of the containers
+    /// Add or update a container label
     #[arg(long, value_name = "NAME=VALUE")]
     container_label_add: Vec<String>,
-    /// Remove a label of the containers
+    /// Remove a container label by its key
     #[arg(long, value_name = "NAME")]
     container_label_rm: Vec<String>,
-    /// Add a condition on the node
+    /// Add or update a placement constraint
     #[arg(long, value_name = "EXPRESSION")]
     constraint_add: Vec<String>,
-    /// Remove a condition on the node
+    /// Remove a constraint
     #[arg(long, value_name = "EXPRESSION")]
     constraint_rm: Vec<String>,
-    /// Publish a port
+    /// Add or update a published port
     #[arg(long, value_name = "PORT")]
     publish_add: Vec<Publish>,
-    /// Stop publishing a port, by its target
+    /// Remove a published port by its target port
     #[arg(long, value_name = "TARGET")]
     publish_rm: Vec<Publish>,
-    /// Replace all tasks even if nothing changes
+    /// Force update even if no changes require it
     #[arg(long)]
     force: bool,
-    /// Go back to the previous spec
+    /// Rollback to previous specification
     #[arg(long)]
     rollback: bool,
     #[command(flatten)]

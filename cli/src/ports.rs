@@ -94,16 +94,16 @@ fn number(text: &str) -> Result<u16, String> {
 fn protocol(text: &str) -> Result<String, String> {
     let protocol = text.to_ascii_lowercase();
     match protocol.as_str() {
-        "tcp" => Ok(protocol),
-        "udp" | "sctp" => Err(format!("{protocol} ports are not supported yet")),
-        _ => Err(format!("'{text}' is not a protocol: expected tcp")),
+        "tcp" | "udp" => Ok(protocol),
+        "sctp" => Err("sctp ports are not supported yet".to_owned()),
+        _ => Err(format!("'{text}' is not a protocol: expected tcp or udp")),
     }
 }
 
 /// Shows published ports as `service ls` and `service ps` do.
 pub(crate) fn show<'a>(ports: impl IntoIterator<Item = &'a PortConfig>, mode: PublishMode) -> String {
     let mut shown: Vec<&PortConfig> = ports.into_iter().filter(|port| port.publish_mode == mode).collect();
-    shown.sort_by_key(|port| (port.published_port, port.target_port));
+    shown.sort_by_key(|port| (port.published_port, port.target_port, port.transport()));
     let texts: Vec<String> = shown
         .into_iter()
         .map(|port| format!("*:{}->{}/{}", port.published_port, port.target_port, port.protocol))
@@ -132,13 +132,26 @@ mod tests {
     }
 
     #[test]
+    fn protocols_are_told_apart() {
+        for (text, want) in [
+            ("53:53/udp", "*:53->53/udp"),
+            ("53:53/UDP", "*:53->53/udp"),
+            ("published=53,target=5353,protocol=udp", "*:53->5353/udp"),
+            ("53:53", "*:53->53/tcp"),
+        ] {
+            let ports = text.parse::<Publish>().unwrap().0;
+            assert_eq!(show(&ports, PublishMode::Ingress), want, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_port_is_refused() {
         for (text, reason) in [
             ("", "not a port"),
             ("0:80", "not a port"),
             ("80:70000", "not a port"),
             ("1.2.3.4:80:80", "not supported"),
-            ("53:53/udp", "not supported yet"),
+            ("53:53/sctp", "not supported yet"),
             ("80/xyz", "not a protocol"),
             ("1-3:1-2", "equally long"),
             ("3-1", "not a range"),

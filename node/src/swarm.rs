@@ -138,6 +138,13 @@ pub enum SwarmEvent {
         /// The stream, from its first byte.
         stream: PeerStream,
     },
+    /// A linked node opened a tunnel for datagrams.
+    Datagrams {
+        /// Who.
+        from: NodeId,
+        /// The stream, from its first byte.
+        stream: PeerStream,
+    },
     /// A linked node calls this node's API.
     Api {
         /// Who.
@@ -347,6 +354,11 @@ impl SwarmHandle {
     /// Opens a tunnel to a linked node.
     pub async fn open_tunnel(&self, node: NodeId) -> io::Result<PeerStream> {
         self.open(node, service::TUNNEL).await
+    }
+
+    /// Opens a tunnel for datagrams to a linked node. One of an older version that does not know them shows on first reading.
+    pub async fn open_datagrams(&self, node: NodeId) -> io::Result<PeerStream> {
+        self.open(node, service::DATAGRAMS).await
     }
 
     /// Opens a connection to the API of a linked node.

@@ -10,9 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+mod transport;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use transport::{PublishedPort, Transport};
 pub use validate::{SpecError, validate};
 
 /// Bytes of JSON in a spec at most.
@@ -302,7 +304,7 @@ pub struct EndpointSpec {
 pub struct PortConfig {
     /// A label without effect.
     pub name: String,
-    /// `tcp`; `udp` and `sctp` are not supported yet. Empty means `tcp`.
+    /// `tcp` or `udp`; `sctp` is not supported yet. Empty means `tcp`.
     pub protocol: String,
     /// The container's port.
     pub target_port: u16,

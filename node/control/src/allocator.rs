@@ -1,14 +1,14 @@
 //! Published ports: which one a service gets, and whether another service has it already.
 //!
 //! Decides for the whole cluster, so only the holder of the registry lease may ask. Swarm's rules: an ingress port is a promise
-//! of every node and excludes any other service's use of that number; two services may publish the same host-mode port, as
+//! of every node and excludes any other service's use of that number in its transport; two services may publish the same host-mode port, as
 //! their tasks then simply never share a node. Source: SwarmKit, `controlapi.checkPortConflicts` and `cnmallocator`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use shoal_protocol::ServiceId;
-use shoal_protocol::spec::{PortConfig, PublishMode};
+use shoal_protocol::spec::{PortConfig, PublishMode, PublishedPort};
 
 /// Ports that the cluster chooses from. Source: SwarmKit, `dynamicPortStart` and `dynamicPortEnd`.
 pub const DYNAMIC_PORTS: RangeInclusive<u16> = 30_000..=32_767;
@@ -53,8 +53,9 @@ pub fn allocate(
     for port in ports.iter().filter(|port| port.published_port != 0) {
         check(port, others)?;
     }
-    let mut taken: BTreeSet<u16> = others.values().flat_map(|(_, theirs)| theirs.iter()).map(published).collect();
-    taken.extend(ports.iter().map(published));
+    let mut taken: BTreeSet<PublishedPort> =
+        others.values().flat_map(|(_, theirs)| theirs.iter()).map(PortConfig::published).collect();
+    taken.extend(ports.iter().map(PortConfig::published));
     let mut allocated = ports.to_vec();
     let is_open = |port: &PortConfig| port.publish_mode == PublishMode::Ingress && port.published_port == 0;
     // First what is kept, so that no other port of the service takes it.
@@ -62,36 +63,27 @@ pub fn allocate(
         let kept = before.iter().find(|old| {
             old.publish_mode == PublishMode::Ingress
                 && old.target_port == port.target_port
-                && protocol(old) == protocol(port)
+                && old.transport() == port.transport()
                 && DYNAMIC_PORTS.contains(&old.published_port)
-                && !taken.contains(&old.published_port)
+                && !taken.contains(&old.published())
         });
         if let Some(old) = kept {
             port.published_port = old.published_port;
-            taken.insert(old.published_port);
+            taken.insert(old.published());
         }
     }
     for port in allocated.iter_mut().filter(|port| is_open(port)) {
-        let free = DYNAMIC_PORTS.clone().find(|number| !taken.contains(number)).ok_or(AllocateError::Exhausted)?;
-        port.published_port = free;
-        taken.insert(free);
+        let transport = port.transport();
+        let is_free = |number: &u16| !taken.contains(&PublishedPort { transport, number: *number });
+        port.published_port = DYNAMIC_PORTS.clone().find(is_free).ok_or(AllocateError::Exhausted)?;
+        taken.insert(port.published());
     }
     Ok(allocated)
 }
 
-fn published(port: &PortConfig) -> u16 {
-    port.published_port
-}
-
-fn protocol(port: &PortConfig) -> &str {
-    if port.protocol.is_empty() { "tcp" } else { &port.protocol }
-}
-
 fn check(port: &PortConfig, others: &BTreeMap<ServiceId, (&str, &[PortConfig])>) -> Result<(), AllocateError> {
     for (&service, (name, theirs)) in others {
-        let same =
-            |other: &&PortConfig| other.published_port == port.published_port && protocol(other) == protocol(port);
-        for other in theirs.iter().filter(same) {
+        for other in theirs.iter().filter(|other| other.published() == port.published()) {
             let (port, ours, name) = (port.published_port, port.publish_mode, (*name).to_owned());
             match (ours, other.publish_mode) {
                 (_, PublishMode::Ingress) => return Err(AllocateError::Ingress { port, name, service }),
@@ -111,6 +103,10 @@ mod tests {
         PortConfig { published_port, target_port, publish_mode, ..PortConfig::default() }
     }
 
+    fn udp(port: PortConfig) -> PortConfig {
+        PortConfig { protocol: "udp".to_owned(), ..port }
+    }
+
     const WEB: ServiceId = ServiceId(1);
 
     #[test]
@@ -125,6 +121,7 @@ mod tests {
             ("ingress on host", port(Ingress, 8080, 80), port(Host, 8080, 90), Some(&host)),
             ("both host", port(Host, 8080, 80), port(Host, 8080, 90), None),
             ("another port", port(Ingress, 8081, 80), port(Ingress, 8080, 80), None),
+            ("another transport", udp(port(Ingress, 8080, 80)), port(Ingress, 8080, 80), None),
             (
                 "spelled out",
                 PortConfig { protocol: "tcp".to_owned(), ..port(Ingress, 8080, 80) },
@@ -154,6 +151,13 @@ mod tests {
             ("what it had is kept", vec![open(81), open(80)], vec![port(Ingress, 30_002, 80)], vec![30_003, 30_002]),
             ("unless another has it", vec![open(80)], vec![port(Ingress, 30_000, 80)], vec![30_002]),
             ("an explicit port is no dynamic one", vec![open(80)], vec![port(Ingress, 8080, 80)], vec![30_002]),
+            ("transports count apart", vec![udp(open(53)), open(53)], vec![], vec![30_000, 30_002]),
+            (
+                "what another transport had is not its own",
+                vec![udp(open(80))],
+                vec![port(Ingress, 30_002, 80)],
+                vec![30_000],
+            ),
             (
                 "nor is one of its own taken twice",
                 vec![open(80), port(Ingress, 30_002, 81)],

@@ -112,9 +112,14 @@ impl Balancer {
         self.backends.get(&task).map_or(0, |standing| standing.open)
     }
 
-    fn tier(&self, task: TaskId, backend: &Backend, now: Time) -> Tier {
+    /// Returns whether `task` rests after a failure.
+    pub fn is_resting(&self, task: TaskId, now: Time) -> bool {
         let until = self.backends.get(&task).and_then(|standing| standing.resting_until);
-        match (backend.suspect, until.is_some_and(|until| now < until)) {
+        until.is_some_and(|until| now < until)
+    }
+
+    fn tier(&self, task: TaskId, backend: &Backend, now: Time) -> Tier {
+        match (backend.suspect, self.is_resting(task, now)) {
             (false, false) => Tier::Good,
             (false, true) => Tier::Resting,
             (true, false) => Tier::Suspect,

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::record::Record;
-use shoal_protocol::spec::{Reservations, TaskTemplate};
+use shoal_protocol::spec::{PublishedPort, Reservations, TaskTemplate};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, Key, NodeId, Now, ServiceId, TaskId, Time};
@@ -121,7 +121,7 @@ pub struct Control {
     memory: BTreeMap<ServiceId, orchestrator::Memory>,
     wakes: BTreeMap<ServiceId, Time>,
     routes: RouteTable,
-    host_ports: BTreeMap<u16, SocketAddr>,
+    host_ports: BTreeMap<PublishedPort, SocketAddr>,
     quorum_lost: Option<Time>,
     /// Why this node's disk takes no records, if it does not.
     storage: Option<String>,

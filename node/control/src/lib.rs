@@ -7,6 +7,7 @@ pub mod allocator;
 pub mod balance;
 pub mod core;
 pub mod discovery;
+pub mod flows;
 pub mod lease;
 pub mod orchestrator;
 pub mod renewal;

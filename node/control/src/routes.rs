@@ -5,15 +5,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use shoal_protocol::spec::{PortConfig, PublishMode};
+use shoal_protocol::spec::{PortConfig, PublishMode, PublishedPort, Transport};
 use shoal_protocol::value::SlotTask;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState};
 
 use crate::store::Store;
 use crate::view::Health;
 
-/// Every published TCP port and what is behind it.
-pub type RouteTable = BTreeMap<u16, Route>;
+/// Every published port of TCP and UDP and what is behind it.
+pub type RouteTable = BTreeMap<PublishedPort, Route>;
 
 /// One published port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +50,13 @@ pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTab
             continue;
         }
         let mut routes: RouteTable =
-            ports.iter().map(|port| (port.published_port, Route { service, backends: BTreeMap::new() })).collect();
+            ports.iter().map(|port| (port.published(), Route { service, backends: BTreeMap::new() })).collect();
         for (_, slot) in store.slots(service) {
             for task in slot.tasks.iter().filter(|task| task.desired == TaskState::Running) {
                 let Some((node, address, suspect)) = reachable(task, store, &health) else { continue };
                 for port in &ports {
                     let backend = Backend { node, address, port: target(task, port), suspect };
-                    if let Some(route) = routes.get_mut(&port.published_port) {
+                    if let Some(route) = routes.get_mut(&port.published()) {
                         route.backends.insert(task.id, backend);
                     }
                 }
@@ -70,8 +70,11 @@ pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTab
 }
 
 fn is_routed(port: &PortConfig) -> bool {
-    let is_tcp = matches!(port.protocol.as_str(), "" | "tcp");
-    port.publish_mode == PublishMode::Ingress && is_tcp && port.published_port != 0
+    let is_forwarded = match port.transport() {
+        Transport::Tcp | Transport::Udp => true,
+        Transport::Other => false,
+    };
+    port.publish_mode == PublishMode::Ingress && is_forwarded && port.published_port != 0
 }
 
 /// Returns node, address and whether the node is suspected, for a task that serves.
@@ -89,6 +92,32 @@ fn reachable(task: &SlotTask, store: &Store, health: impl Fn(NodeId) -> Health) 
 
 /// Returns the container's port behind a published one: during an update older tasks still listen where they did.
 fn target(task: &SlotTask, port: &PortConfig) -> u16 {
-    let own = task.ports.iter().find(|own| is_routed(own) && own.published_port == port.published_port);
+    let own = task.ports.iter().find(|own| is_routed(own) && own.published() == port.published());
     own.unwrap_or(port).target_port
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(protocol: &str, target_port: u16) -> PortConfig {
+        PortConfig { protocol: protocol.to_owned(), target_port, published_port: 53, ..PortConfig::default() }
+    }
+
+    #[test]
+    fn one_number_leads_to_another_port_in_each_transport() {
+        let task = SlotTask { ports: vec![port("udp", 5353), port("tcp", 53)], ..SlotTask::default() };
+        for (protocol, want) in [("tcp", 53), ("", 53), ("udp", 5353)] {
+            assert_eq!(target(&task, &port(protocol, 1)), want, "{protocol}");
+        }
+        assert_eq!(target(&SlotTask::default(), &port("udp", 1)), 1, "a task without the port has the service's");
+    }
+
+    #[test]
+    fn only_what_can_be_forwarded_is_routed() {
+        let host = PortConfig { publish_mode: PublishMode::Host, ..port("udp", 53) };
+        for (port, want) in [(port("udp", 53), true), (port("", 53), true), (port("sctp", 53), false), (host, false)] {
+            assert_eq!(is_routed(&port), want, "{port:?}");
+        }
+    }
 }

@@ -7,7 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use shoal_protocol::spec::{Availability, Constraint, Platform, PortConfig, PublishMode, Reservations, TaskTemplate};
+use shoal_protocol::spec::{
+    Availability, Constraint, Platform, PortConfig, PublishMode, PublishedPort, Reservations, TaskTemplate,
+};
 use shoal_protocol::token::Role;
 use shoal_protocol::{NodeId, ServiceId};
 
@@ -87,8 +89,8 @@ pub struct Usage {
     pub memory_bytes: u64,
     /// All tasks.
     pub tasks: u64,
-    /// Ports published on the node itself, with how many tasks claim them. Every protocol that is supported is TCP.
-    pub host_ports: BTreeMap<u16, u64>,
+    /// Ports published on the node itself, with how many tasks claim them.
+    pub host_ports: BTreeMap<PublishedPort, u64>,
 }
 
 impl Cluster {
@@ -143,11 +145,11 @@ fn count_down<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) {
 }
 
 /// Returns the ports that a task takes on its node alone; the node finds a free one itself for those that name none.
-fn host_ports(ports: &[PortConfig]) -> impl Iterator<Item = u16> {
+fn host_ports(ports: &[PortConfig]) -> impl Iterator<Item = PublishedPort> {
     ports
         .iter()
         .filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0)
-        .map(|port| port.published_port)
+        .map(PortConfig::published)
 }
 
 /// What is to be placed, its constraints parsed once.

@@ -36,7 +36,7 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
     relay::set_up(&client);
     let Some((_counted, upstream)) = connect(shared, port).await else {
         metrics.add(|port| &port.given_up, 1);
-        debug!(port = port.number, "no backend took the connection");
+        debug!(port = %port.published, "no backend took the connection");
         return relay::reset(client);
     };
     let bytes = (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes));
@@ -45,7 +45,7 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
         Upstream::Tunnel(stream) => relay::relay(client, stream, bytes).await,
     };
     if let Err(error) = result {
-        debug!(port = port.number, %error, "connection broke");
+        debug!(port = %port.published, %error, "connection broke");
     }
 }
 
@@ -123,7 +123,7 @@ async fn open_tunnel(shared: &Shared, counted: &Counted) -> Result<Box<dyn Tunne
 }
 
 fn note_failure(shared: &Shared, port: &Port, counted: &Counted, error: &TunnelError) {
-    debug!(port = port.number, task = %counted.task, node = %counted.backend.node, %error, "backend failed");
+    debug!(port = %port.published, task = %counted.task, node = %counted.backend.node, %error, "backend failed");
     port.metrics.add(|port| &port.attempts_failed, 1);
     if port.failed(counted.task, (shared.config.clock)()) {
         port.metrics.add(|port| &port.ejections, 1);
@@ -131,7 +131,7 @@ fn note_failure(shared: &Shared, port: &Port, counted: &Counted, error: &TunnelE
 }
 
 fn note_slow(shared: &Shared, port: &Port, task: TaskId) {
-    debug!(port = port.number, %task, "backend is slow to connect");
+    debug!(port = %port.published, %task, "backend is slow to connect");
     port.metrics.add(|port| &port.attempts_failed, 1);
     if port.failed(task, (shared.config.clock)()) {
         port.metrics.add(|port| &port.ejections, 1);

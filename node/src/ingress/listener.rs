@@ -15,34 +15,40 @@ use super::{Shared, forward};
 const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// Pause after the kernel could not hand over a connection: time for others to end and free what it lacks.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Connections that wait in the kernel to be accepted; the kernel lowers it to `net.core.somaxconn` and drops the rest.
 const BACKLOG: u32 = 4096;
 
-/// Opens the port, trying again while it is taken, and forwards what arrives. Never returns; it is cancelled.
+/// Opens the port of TCP and forwards what arrives. Never returns; it is cancelled.
 pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>) {
+    let listener = open_port(&shared, &port, open).await;
+    accept(&shared, &port, &listener).await;
+}
+
+/// Opens a port by `open`, trying again while it is taken.
+pub(super) async fn open_port<T>(shared: &Shared, port: &Port, open: fn(SocketAddr) -> io::Result<T>) -> T {
     let mut reported = false;
     loop {
-        match bind(shared.config.publish_addr, port.number) {
-            Ok(listener) => {
-                info!(port = port.number, "listening on published port");
-                shared.clear_port_error(port.number);
-                accept(&shared, &port, &listener).await;
+        match bind(shared.config.publish_addr, port.published.number, open) {
+            Ok(opened) => {
+                info!(port = %port.published, "listening on published port");
+                shared.clear_port_error(port.published);
+                return opened;
             }
             Err(error) => {
                 if !reported {
-                    warn!(port = port.number, %error, "failed to open published port; trying again");
+                    warn!(port = %port.published, %error, "failed to open published port; trying again");
                 }
                 reported = true;
-                shared.set_port_error(port.number, error.to_string());
+                shared.set_port_error(port.published, error.to_string());
                 tokio::time::sleep(BIND_RETRY).await;
             }
         }
     }
 }
 
-fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+fn bind<T>(address: Option<IpAddr>, port: u16, open: fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     match address {
         Some(address) => open(SocketAddr::new(address, port)),
         None => match open(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
@@ -75,7 +81,7 @@ async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener) 
             Ok((client, _)) => take(shared, port, client).await,
             Err(error) => {
                 shared.metrics.accept_errors.add(1);
-                debug!(port = port.number, %error, "failed to accept");
+                debug!(port = %port.published, %error, "failed to accept");
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }

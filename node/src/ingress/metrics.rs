@@ -9,6 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use shoal_protocol::spec::PublishedPort;
 
 /// Ports with counters of their own; those of further ports are counted as port `other`.
 pub const PORTS_MAX: usize = 256;
@@ -34,10 +35,10 @@ impl Counter {
     }
 }
 
-/// What is counted of clients' connections.
+/// What is counted of clients' connections; of UDP, of their flows.
 #[derive(Debug, Default)]
 pub struct Connections {
-    /// Accepted.
+    /// Accepted; flows: begun.
     pub accepted: Counter,
     /// Open now (a gauge).
     pub open: Counter,
@@ -45,7 +46,7 @@ pub struct Connections {
     pub connected_local: Counter,
     /// Reached a task of another node.
     pub connected_remote: Counter,
-    /// No backend took them in time; they were reset.
+    /// No backend took them in time; they were reset. Of UDP: datagrams that no backend was left for.
     pub given_up: Counter,
     /// Attempts at a backend that failed or were too slow.
     pub attempts_failed: Counter,
@@ -91,25 +92,29 @@ pub struct IngressMetrics {
     pub tunnels_served: Counter,
     /// Tunnels from other nodes that did not reach a task.
     pub tunnels_refused: Counter,
+    /// Datagrams that were dropped because their way to a task, or what waits for it, was full.
+    pub datagrams_dropped: Counter,
+    /// Flows that ended to make room for others.
+    pub flows_evicted: Counter,
     /// Of the ports that are published now, at most [`PORTS_MAX`].
-    ports: Mutex<BTreeMap<u16, Arc<Connections>>>,
+    ports: Mutex<BTreeMap<PublishedPort, Arc<Connections>>>,
     others: Arc<Connections>,
 }
 
 impl IngressMetrics {
     /// Returns the counters of a port that is opened.
-    pub(super) fn port(&self, number: u16) -> PortMetrics {
+    pub(super) fn port(&self, published: PublishedPort) -> PortMetrics {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = match ports.len() < PORTS_MAX || ports.contains_key(&number) {
-            true => ports.entry(number).or_default().clone(),
+        let own = match ports.len() < PORTS_MAX || ports.contains_key(&published) {
+            true => ports.entry(published).or_default().clone(),
             false => self.others.clone(),
         };
         PortMetrics { own, all: self.all.clone() }
     }
 
     /// Forgets the counters of a port that was closed; those of all ports keep what it added.
-    pub(super) fn close(&self, number: u16) {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    pub(super) fn close(&self, published: PublishedPort) {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&published);
     }
 }
 
@@ -117,8 +122,10 @@ impl IngressMetrics {
 type PortFamily = (&'static str, &'static str, fn(&Connections) -> &Counter);
 
 const PORT_COUNTERS: [PortFamily; 6] = [
-    ("shoal_ingress_connections", "Client connections accepted, by published port", |port| &port.accepted),
-    ("shoal_ingress_given_up", "Client connections that no task took in time, by published port", |port| {
+    ("shoal_ingress_connections", "Client connections accepted (UDP: flows begun), by published port", |port| {
+        &port.accepted
+    }),
+    ("shoal_ingress_given_up", "Client connections (UDP: datagrams) that no task took, by published port", |port| {
         &port.given_up
     }),
     ("shoal_ingress_attempts_failed", "Attempts at a task that failed or were too slow, by published port", |port| {
@@ -129,41 +136,50 @@ const PORT_COUNTERS: [PortFamily; 6] = [
     ("shoal_ingress_sent_bytes", "Bytes from tasks to clients, by published port", |port| &port.bytes_out),
 ];
 
+/// Names and values of a port's labels.
+type Labels = [(&'static str, String); 2];
+
+fn labels_of(published: PublishedPort) -> Labels {
+    [("port", published.number.to_string()), ("protocol", published.transport.name().to_owned())]
+}
+
 impl Collector for IngressMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let mut ports: Vec<(String, Arc<Connections>)> = {
+        let mut ports: Vec<(Labels, Arc<Connections>)> = {
             let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            ports.iter().map(|(number, port)| (number.to_string(), port.clone())).collect()
+            ports.iter().map(|(published, port)| (labels_of(*published), port.clone())).collect()
         };
         if self.others.accepted.get() > 0 {
-            ports.push(("other".to_owned(), self.others.clone()));
+            let other = || "other".to_owned();
+            ports.push(([("port", other()), ("protocol", other())], self.others.clone()));
         }
         for (name, help, value) in PORT_COUNTERS {
             let kind = ConstCounter::new(0u64).metric_type();
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for (port, counters) in &ports {
-                let labels = [("port", port.as_str())];
-                ConstCounter::new(value(counters).get()).encode(family.encode_family(&labels)?)?;
+            for (labels, counters) in &ports {
+                ConstCounter::new(value(counters).get()).encode(family.encode_family(labels)?)?;
             }
         }
         let name = "shoal_ingress_connected";
-        let help = "Client connections that reached a task, by published port and whether the task is on this node";
+        let help = "Client connections (UDP: flows) that reached a task, by published port and whether the task is on this node";
         let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
-        for (port, counters) in &ports {
+        for ([port, protocol], counters) in &ports {
             for (node, counter) in [("this", &counters.connected_local), ("other", &counters.connected_remote)] {
-                let labels = [("port", port.as_str()), ("node", node)];
+                let labels = [port.clone(), protocol.clone(), ("node", node.to_owned())];
                 ConstCounter::new(counter.get()).encode(family.encode_family(&labels)?)?;
             }
         }
-        let (name, help) = ("shoal_ingress_open", "Client connections open now, by published port");
+        let (name, help) = ("shoal_ingress_open", "Client connections (UDP: flows) open now, by published port");
         let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
-        for (port, counters) in &ports {
+        for (labels, counters) in &ports {
             let open = i64::try_from(counters.open.get()).unwrap_or(i64::MAX);
-            ConstGauge::new(open).encode(family.encode_family(&[("port", port.as_str())])?)?;
+            ConstGauge::new(open).encode(family.encode_family(labels)?)?;
         }
         for (name, help, counter) in [
             ("shoal_ingress_paused", "Times that accepting waited for connections to end", &self.paused),
             ("shoal_ingress_accept_errors", "Connections that the kernel could not hand over", &self.accept_errors),
+            ("shoal_ingress_datagrams_dropped", "Datagrams whose way to a task was full", &self.datagrams_dropped),
+            ("shoal_ingress_flows_evicted", "Flows that ended to make room for others", &self.flows_evicted),
             ("shoal_ingress_tunnels_served", "Tunnels of other nodes that were taken", &self.tunnels_served),
             ("shoal_ingress_tunnels_refused", "Tunnels of other nodes that reached no task", &self.tunnels_refused),
         ] {
@@ -191,7 +207,8 @@ mod tests {
     #[test]
     fn ports_are_counted_apart_and_together() {
         let metrics = Arc::new(IngressMetrics::default());
-        let (web, db) = (metrics.port(80), metrics.port(5432));
+        let (web, db) = (metrics.port(PublishedPort::tcp(80)), metrics.port(PublishedPort::tcp(5432)));
+        metrics.port(PublishedPort::udp(80)).add(|port| &port.accepted, 7);
         web.add(|port| &port.accepted, 2);
         db.add(|port| &port.accepted, 1);
         db.add(|port| &port.open, 1);
@@ -199,29 +216,30 @@ mod tests {
         web.add(|port| &port.connected_remote, 2);
         let text = text_of(&metrics);
         for line in [
-            "shoal_ingress_connections_total{port=\"80\"} 2",
-            "shoal_ingress_connections_total{port=\"5432\"} 1",
-            "shoal_ingress_received_bytes_total{port=\"80\"} 100",
-            "shoal_ingress_connected_total{port=\"80\",node=\"other\"} 2",
-            "shoal_ingress_open{port=\"5432\"} 1",
+            "shoal_ingress_connections_total{port=\"80\",protocol=\"tcp\"} 2",
+            "shoal_ingress_connections_total{port=\"80\",protocol=\"udp\"} 7",
+            "shoal_ingress_connections_total{port=\"5432\",protocol=\"tcp\"} 1",
+            "shoal_ingress_received_bytes_total{port=\"80\",protocol=\"tcp\"} 100",
+            "shoal_ingress_connected_total{port=\"80\",protocol=\"tcp\",node=\"other\"} 2",
+            "shoal_ingress_open{port=\"5432\",protocol=\"tcp\"} 1",
             "shoal_ingress_paused_total 0",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
-        assert_eq!(metrics.all.accepted.get(), 3);
-        metrics.close(80);
-        assert!(!text_of(&metrics).contains("port=\"80\""), "a port that is closed is not shown");
-        assert_eq!(metrics.all.accepted.get(), 3);
+        assert_eq!(metrics.all.accepted.get(), 10);
+        metrics.close(PublishedPort::tcp(80));
+        assert!(!text_of(&metrics).contains("port=\"80\",protocol=\"tcp\""), "a port that is closed is not shown");
+        assert_eq!(metrics.all.accepted.get(), 10);
     }
 
     #[test]
     fn labels_are_bounded() {
         let metrics = Arc::new(IngressMetrics::default());
         for number in 1..=1000 {
-            metrics.port(number).add(|port| &port.accepted, 1);
+            metrics.port(PublishedPort::tcp(number)).add(|port| &port.accepted, 1);
         }
         let text = text_of(&metrics);
         assert_eq!(text.matches("shoal_ingress_connections_total{").count(), PORTS_MAX + 1);
-        assert!(text.contains("shoal_ingress_connections_total{port=\"other\"} 744"), "{text}");
+        assert!(text.contains("shoal_ingress_connections_total{port=\"other\",protocol=\"other\"} 744"), "{text}");
     }
 }

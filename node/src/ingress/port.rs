@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_control::balance::Balancer;
+use shoal_control::flows;
 use shoal_control::routes::{Backend, Route};
+use shoal_protocol::spec::PublishedPort;
 use shoal_protocol::{NodeId, TaskId, Time};
 
 use super::IngressConfig;
 use super::metrics::PortMetrics;
 
 pub(super) struct Port {
-    pub(super) number: u16,
+    pub(super) published: PublishedPort,
     pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
@@ -27,17 +29,17 @@ struct State {
 
 /// A connection that is counted for a backend for as long as this lives.
 pub(super) struct Counted {
-    port: Arc<Port>,
+    pub(super) port: Arc<Port>,
     pub(super) task: TaskId,
     pub(super) backend: Backend,
 }
 
 impl Port {
-    pub(super) fn new(number: u16, route: Route, config: &IngressConfig) -> Self {
-        let rng = StdRng::seed_from_u64(config.seed ^ u64::from(number));
-        let metrics = config.metrics.port(number);
+    pub(super) fn new(published: PublishedPort, route: Route, config: &IngressConfig) -> Self {
+        let rng = StdRng::seed_from_u64(config.seed ^ u64::from(published.number));
+        let metrics = config.metrics.port(published);
         Self {
-            number,
+            published,
             metrics,
             here: config.node,
             state: Mutex::new(State { route, balancer: Balancer::default(), rng }),
@@ -59,6 +61,12 @@ impl Port {
         let backend = route.backends.get(&task)?.clone();
         balancer.opening(task);
         Some(Counted { port: self.clone(), task, backend })
+    }
+
+    /// Returns whether a flow stays with `task`.
+    pub(super) fn keeps(&self, task: TaskId, now: Time) -> bool {
+        let state = self.state();
+        flows::stays(task, &state.route, &state.balancer, now)
     }
 
     pub(super) fn connected(&self, task: TaskId) {

@@ -8,6 +8,8 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 
+mod udp;
+
 const HERE: NodeId = NodeId(1);
 const THERE: NodeId = NodeId(2);
 const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -29,6 +31,14 @@ impl Tunnels for Nodes {
         tokio::spawn(async move { far.serve_tunnel(far_end).await });
         Ok(Box::new(near_end))
     }
+
+    async fn open_datagrams(&self, node: NodeId) -> io::Result<Box<dyn TunnelStream>> {
+        let far = self.0.lock().unwrap().get(&node).cloned();
+        let Some(far) = far else { return std::future::pending().await };
+        let (near_end, far_end) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move { far.serve_datagrams(far_end).await });
+        Ok(Box::new(near_end))
+    }
 }
 
 fn config(node: NodeId, connections_max: usize) -> IngressConfig {
@@ -37,6 +47,7 @@ fn config(node: NodeId, connections_max: usize) -> IngressConfig {
         node,
         publish_addr: Some(LOCALHOST),
         connections_max,
+        flows_max: FLOWS_MAX,
         seed: 1,
         clock: Arc::new(move || Time(u64::try_from(start.elapsed().as_millis()).unwrap())),
         metrics: Arc::default(),
@@ -104,12 +115,16 @@ fn route(backends: &[(u128, NodeId, SocketAddr)]) -> Route {
     Route { service: ServiceId(5), backends }
 }
 
+fn tcp(port: u16) -> PublishedPort {
+    PublishedPort::tcp(port)
+}
+
 async fn free_port() -> u16 {
     TcpListener::bind((LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port()
 }
 
 async fn publish(ingress: &IngressHandle, port: u16, backends: &[(u128, NodeId, SocketAddr)]) {
-    ingress.apply(BTreeMap::from([(port, route(backends))]), BTreeMap::new());
+    ingress.apply(BTreeMap::from([(tcp(port), route(backends))]), BTreeMap::new());
     wait_for("port open", || async { TcpStream::connect((LOCALHOST, port)).await.is_ok() }).await;
 }
 
@@ -149,7 +164,7 @@ async fn both_local_and_remote_tasks_are_reached() {
     let backends = [(1, HERE, a.address), (2, THERE, b.address)];
     // The far node shares the loopback address, so that only its table matters here: its listener finds the port taken.
     publish(&near, port, &backends).await;
-    far.apply(BTreeMap::from([(port, route(&backends))]), BTreeMap::new());
+    far.apply(BTreeMap::from([(tcp(port), route(&backends))]), BTreeMap::new());
     let mut names = std::collections::BTreeSet::new();
     for _ in 0..100 {
         let (mut stream, name) = connect(port).await.unwrap();
@@ -233,7 +248,7 @@ async fn suspect_tasks_are_used_when_no_other_is_left() {
     let ingress = ingress();
     let mut route = route(&[(1, HERE, a.address), (2, HERE, b.address)]);
     route.backends.get_mut(&TaskId(1)).unwrap().suspect = true;
-    ingress.apply(BTreeMap::from([(port, route)]), BTreeMap::new());
+    ingress.apply(BTreeMap::from([(tcp(port), route)]), BTreeMap::new());
     wait_for("port open", || async { connect(port).await.is_ok() }).await;
     for _ in 0..20 {
         assert_eq!(connect(port).await.unwrap().1, b'b');
@@ -262,7 +277,7 @@ async fn either_side_may_end_first() {
     let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
     let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
     nodes.0.lock().unwrap().insert(THERE, far.clone());
-    far.apply(BTreeMap::from([(port, route(&[(1, THERE, task.address)]))]), BTreeMap::new());
+    far.apply(BTreeMap::from([(tcp(port), route(&[(1, THERE, task.address)]))]), BTreeMap::new());
     for node in [HERE, THERE] {
         let nodes = if node == HERE { "local" } else { "remote" };
         publish(&near, port, &[(1, node, task.address)]).await;
@@ -378,7 +393,7 @@ async fn the_table_may_change_under_load() {
         .collect();
     for turn in 0.. {
         let keep = if turn % 3 == 2 { &all[..] } else { &all[turn % 3..turn % 3 + 1] };
-        ingress.apply(BTreeMap::from([(port, route(keep))]), BTreeMap::new());
+        ingress.apply(BTreeMap::from([(tcp(port), route(keep))]), BTreeMap::new());
         tokio::task::yield_now().await;
         if clients.iter().all(JoinHandle::is_finished) {
             break;
@@ -411,10 +426,11 @@ async fn a_taken_port_is_reported_and_opened_once_it_is_free() {
     let (task, ingress) = (EchoTask::start(b'a').await, ingress());
     let squatter = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
     let port = squatter.local_addr().unwrap().port();
-    ingress.apply(BTreeMap::from([(port, route(&[(1, HERE, task.address)]))]), BTreeMap::new());
+    ingress.apply(BTreeMap::from([(tcp(port), route(&[(1, HERE, task.address)]))]), BTreeMap::new());
     let mut errors = ingress.port_errors();
-    let reported =
-        timeout(PATIENCE, errors.wait_for(|errors| errors.contains_key(&port))).await.unwrap().unwrap()[&port].clone();
+    let reported = timeout(PATIENCE, errors.wait_for(|errors| errors.contains_key(&tcp(port)))).await.unwrap().unwrap()
+        [&tcp(port)]
+        .clone();
     assert!(reported.contains("in use"), "{reported}");
     drop(squatter);
     timeout(PATIENCE, errors.wait_for(BTreeMap::is_empty)).await.unwrap().unwrap();
@@ -424,7 +440,7 @@ async fn a_taken_port_is_reported_and_opened_once_it_is_free() {
 #[tokio::test]
 async fn a_host_port_leads_to_the_local_task_alone() {
     let (task, port, ingress) = (EchoTask::start(b'a').await, free_port().await, ingress());
-    ingress.apply(BTreeMap::new(), BTreeMap::from([(port, task.address)]));
+    ingress.apply(BTreeMap::new(), BTreeMap::from([(tcp(port), task.address)]));
     wait_for("host port", || async { connect(port).await.is_ok() }).await;
     let (mut near_end, far_end) = tokio::io::duplex(1024);
     let far = ingress.clone();

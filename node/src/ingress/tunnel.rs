@@ -96,8 +96,7 @@ pub async fn serve_tunnel<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let request: Request = timeout(REQUEST_WAIT, receive(&mut stream)).await.map_err(|_| TunnelError::Silent)??;
-    let Some(address) = resolve(request.task, request.port) else {
+    let Some(address) = asked_for(&mut stream, resolve).await? else {
         return refuse(&mut stream, Refusal::NoSuchTask).await;
     };
     let task = match timeout(TASK_CONNECT_WAIT, relay::dial(address)).await {
@@ -105,10 +104,24 @@ where
         Ok(Err(_)) => return refuse(&mut stream, Refusal::Refused).await,
         Ok(Ok(task)) => task,
     };
-    send(&mut stream, &Reply::Connected).await?;
+    confirm(&mut stream).await?;
     // The near node counts the bytes of the connection.
     relay::relay(task, stream, (|_| {}, |_| {})).await?;
     Ok(())
+}
+
+/// Reads what the near node asks for and returns where that is, if `resolve` knows it.
+pub(super) async fn asked_for<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    resolve: impl Fn(TaskId, u16) -> Option<SocketAddr>,
+) -> Result<Option<SocketAddr>, TunnelError> {
+    let request: Request = timeout(REQUEST_WAIT, receive(stream)).await.map_err(|_| TunnelError::Silent)??;
+    Ok(resolve(request.task, request.port))
+}
+
+/// Says that the task was reached.
+pub(super) async fn confirm<S: AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
+    send(stream, &Reply::Connected).await
 }
 
 /// Answers a tunnel that this node has no capacity for.
@@ -116,7 +129,10 @@ pub(super) async fn refuse_busy<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut 
     refuse(stream, Refusal::Busy).await
 }
 
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refusal) -> Result<(), TunnelError> {
+pub(super) async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    refusal: Refusal,
+) -> Result<(), TunnelError> {
     let answer = async {
         send(stream, &Reply::NotConnected(refusal)).await?;
         stream.shutdown().await

@@ -9,6 +9,7 @@ use shoal_control::discovery;
 use shoal_control::renewal::Source;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
+use shoal_protocol::spec::{PublishedPort, Transport};
 use shoal_protocol::token::Role;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, TaskId, Time};
@@ -87,7 +88,7 @@ pub(super) struct Member {
     pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
     pub(super) driver_reports: mpsc::Receiver<(TaskId, DriverReport)>,
     pub(super) gossip_events: mpsc::Receiver<GossipEvent>,
-    pub(super) port_errors: watch::Receiver<BTreeMap<u16, String>>,
+    pub(super) port_errors: watch::Receiver<BTreeMap<PublishedPort, String>>,
     pub(super) waiting: BTreeMap<RequestId, Waiting>,
     pub(super) last_request: RequestId,
 }
@@ -148,8 +149,7 @@ impl Member {
                 }
             }
             Happening::PortErrors => {
-                let port_errors =
-                    self.port_errors.borrow_and_update().clone().into_iter().take(PORT_ERRORS_MAX).collect();
+                let port_errors = by_number(&self.port_errors.borrow_and_update());
                 let status = self.control.own_status().clone();
                 self.handle(Event::Status(shoal_protocol::value::NodeStatus { port_errors, ..status }));
             }
@@ -187,6 +187,14 @@ impl Member {
                 tokio::spawn(async move {
                     if let Err(error) = ingress.serve_tunnel(stream).await {
                         tracing::debug!(%from, %error, "a tunnel ended");
+                    }
+                });
+            }
+            SwarmEvent::Datagrams { from, stream } => {
+                let ingress = self.ingress.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = ingress.serve_datagrams(stream).await {
+                        tracing::debug!(%from, %error, "a tunnel of datagrams ended");
                     }
                 });
             }
@@ -435,5 +443,40 @@ impl Member {
     /// Closes the connections and what is queued for the disk.
     pub(super) async fn close(&mut self) {
         self.swarm.shutdown().await;
+    }
+}
+
+/// Puts the faults of a node's ports into the form of its status, where a port is a number: what is not TCP says so.
+fn by_number(errors: &BTreeMap<PublishedPort, String>) -> BTreeMap<u16, String> {
+    let mut numbers: BTreeMap<u16, String> = BTreeMap::new();
+    for (port, error) in errors.iter().take(PORT_ERRORS_MAX) {
+        let text = match port.transport {
+            Transport::Tcp => error.clone(),
+            Transport::Udp | Transport::Other => format!("{error} ({})", port.transport.name()),
+        };
+        let all = numbers.entry(port.number).or_default();
+        if !all.is_empty() {
+            all.push_str(", ");
+        }
+        all.push_str(&text);
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_one_number_are_told_together() {
+        let errors = [
+            (PublishedPort::tcp(80), "taken"),
+            (PublishedPort::tcp(53), "taken"),
+            (PublishedPort::udp(53), "taken"),
+            (PublishedPort::udp(67), "denied"),
+        ];
+        let got = by_number(&errors.map(|(port, error)| (port, error.to_owned())).into());
+        let want = [(53, "taken, taken (udp)"), (67, "denied (udp)"), (80, "taken")];
+        assert_eq!(got, want.map(|(port, error)| (port, error.to_owned())).into());
     }
 }

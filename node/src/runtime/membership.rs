@@ -28,7 +28,7 @@ use crate::disk::{Batch, KnownPeer, Loaded};
 use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
 use crate::identity::{Membership, NodeKey, create_cluster};
-use crate::ingress::{CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
+use crate::ingress::{self, CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
 use crate::swarm::{self, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
 
 /// How long all tasks together may take to end when their node leaves.
@@ -261,6 +261,7 @@ impl Daemon {
             node,
             publish_addr: self.config.publishes(self.advertised),
             connections_max: CONNECTIONS_MAX,
+            flows_max: ingress::flows_max(),
             seed,
             clock: Arc::new(|| clock::now().time),
             metrics: self.metrics.ingress.clone(),

@@ -70,4 +70,9 @@ impl Tunnels for SwarmTunnels {
         let stream = self.0.open_tunnel(node).await?;
         Ok(Box::new(stream))
     }
+
+    async fn open_datagrams(&self, node: NodeId) -> io::Result<Box<dyn TunnelStream>> {
+        let stream = self.0.open_datagrams(node).await?;
+        Ok(Box::new(stream))
+    }
 }

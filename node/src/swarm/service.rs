@@ -37,6 +37,8 @@ pub(super) const HELLO: StreamProtocol = StreamProtocol::new("/shoal/hello/1");
 pub(super) const JOIN: StreamProtocol = StreamProtocol::new("/shoal/join/1");
 pub(super) const CONTROL: StreamProtocol = StreamProtocol::new("/shoal/control/1");
 pub(super) const TUNNEL: StreamProtocol = StreamProtocol::new("/shoal/tunnel/1");
+/// As a tunnel, for datagrams; nodes that do not know it refuse it when it is negotiated.
+pub(super) const DATAGRAMS: StreamProtocol = StreamProtocol::new("/shoal/datagrams/1");
 pub(super) const API: StreamProtocol = StreamProtocol::new("/shoal/api/1");
 pub(super) const RENEW: StreamProtocol = StreamProtocol::new("/shoal/renew/1");
 
@@ -205,7 +207,7 @@ pub(super) fn build(key: &identity::NodeKey) -> Result<Swarm<Behaviour>, SwarmEr
         .with_max_established(Some(CONNECTIONS_MAX));
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        streams: Streams::new(vec![HELLO, JOIN, CONTROL, TUNNEL, API, RENEW]),
+        streams: Streams::new(vec![HELLO, JOIN, CONTROL, TUNNEL, DATAGRAMS, API, RENEW]),
     };
     // Each protocol's opener writes first, so the name of the protocol may travel with its first bytes.
     let config = swarm::Config::with_tokio_executor()

@@ -332,8 +332,8 @@ fn validate_endpoint(spec: &ServiceSpec) -> Result<(), SpecError> {
     let mut published = BTreeSet::new();
     for port in &endpoint.ports {
         match port.protocol.as_str() {
-            "" | "tcp" => {}
-            other @ ("udp" | "sctp") => return Err(SpecError::Unsupported(format!("{other} ports are"))),
+            "" | "tcp" | "udp" => {}
+            "sctp" => return Err(SpecError::Unsupported("sctp ports are".to_owned())),
             other => return invalid(format!("unrecognized port protocol {other}")),
         }
         if port.target_port == 0 {
@@ -342,7 +342,7 @@ fn validate_endpoint(spec: &ServiceSpec) -> Result<(), SpecError> {
         if endpoint.mode == "dnsrr" && port.publish_mode == PublishMode::Ingress {
             return invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode");
         }
-        if port.published_port != 0 && !published.insert(port.published_port) {
+        if port.published_port != 0 && !published.insert(port.published()) {
             return invalid("EndpointSpec: duplicate published ports provided");
         }
     }

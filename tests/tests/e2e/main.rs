@@ -16,6 +16,7 @@ mod pauses;
 mod ports;
 mod rejoin;
 mod strangers;
+mod udp;
 mod watch;
 
 const START_WAIT: Duration = Duration::from_secs(30);

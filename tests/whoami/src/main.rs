@@ -7,7 +7,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{self, ExitCode};
@@ -28,6 +28,8 @@ const BODY_BYTES_MAX: u64 = 1024 * 1024;
 const SLOW_MS_MAX: u64 = 60_000;
 /// Longest `/bytes`; more are answered 400.
 const BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a datagram that are echoed; the rest is cut off.
+const DATAGRAM_BYTES_MAX: usize = 4096;
 /// How long a connection may be silent between two requests, or a peer may refuse to read.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// After SIGTERM, how long requests in flight may take to finish. Less than the 100 ms in which the process must leave.
@@ -61,9 +63,33 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let identity = Arc::new(identity());
+    if let Ok(udp_port) = env::var("UDP_PORT")
+        && let Err(error) = serve_datagrams(&udp_port, identity.clone())
+    {
+        eprintln!("whoami: failed to serve UDP port {udp_port}: {error}");
+        return ExitCode::FAILURE;
+    }
     println!("whoami: listening on port {port}");
-    serve(&listener, &Arc::new(identity()));
+    serve(&listener, &identity);
     ExitCode::SUCCESS
+}
+
+/// Answers each datagram on `port` with who this is and the datagram, in a thread of its own.
+fn serve_datagrams(port: &str, identity: Arc<String>) -> io::Result<()> {
+    let port: u16 = port.parse().map_err(io::Error::other)?;
+    let socket =
+        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let mut buffer = [0; DATAGRAM_BYTES_MAX];
+        // An error is of one client that went away, told on the next call: it concerns nobody else.
+        loop {
+            if let Ok((count, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&[identity.as_bytes(), &buffer[..count]].concat(), from);
+            }
+        }
+    })?;
+    Ok(())
 }
 
 /// Returns the answer to `GET /`, which never changes while the process lives.
@@ -363,6 +389,19 @@ mod tests {
         assert_eq!(statuses, ["200", "405", "200", "404"]);
         assert_eq!(answers.matches('x').count(), 20_000 + answers.matches("text/plain").count());
         assert!(answers.contains("Hostname: me\n"));
+    }
+
+    #[test]
+    fn datagrams_are_echoed_behind_the_name() {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        serve_datagrams(&free.port().to_string(), Arc::new("Hostname: me\n".to_owned())).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.send_to(b"hello", free).unwrap();
+        let mut answer = [0; 64];
+        let (count, from) = client.recv_from(&mut answer).unwrap();
+        assert_eq!((&answer[..count], from), (&b"Hostname: me\nhello"[..], free));
+        assert!(serve_datagrams("x", Arc::default()).is_err());
     }
 
     #[test]

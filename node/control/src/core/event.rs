@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
+use shoal_protocol::spec::PublishedPort;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -158,7 +159,7 @@ pub enum Action {
         /// Ports on every node.
         ingress: RouteTable,
         /// Ports of tasks on this node alone.
-        host: BTreeMap<u16, SocketAddr>,
+        host: BTreeMap<PublishedPort, SocketAddr>,
     },
     /// Keeps connections to these nodes and to no others; replaces the last list.
     Peers {

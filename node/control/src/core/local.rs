@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
-use shoal_protocol::spec::{PublishMode, TaskTemplate};
+use shoal_protocol::spec::{PublishMode, PublishedPort, TaskTemplate};
 use shoal_protocol::value::Value;
 use shoal_protocol::{Key, NodeId, Now, Stamp, TaskId, TaskState};
 
@@ -226,7 +226,7 @@ impl Control {
     }
 
     /// Returns the ports that tasks publish on this node alone, where no engine does it for them.
-    fn host_routes(&self) -> BTreeMap<u16, SocketAddr> {
+    fn host_routes(&self) -> BTreeMap<PublishedPort, SocketAddr> {
         if !self.serves_host_ports {
             return BTreeMap::new();
         }
@@ -236,7 +236,7 @@ impl Control {
             let Some(address) = report.and_then(|report| report.address) else { continue };
             for port in task.ports.iter().filter(|port| port.publish_mode == PublishMode::Host) {
                 if task.desired <= TaskState::Running && port.published_port != 0 {
-                    ports.insert(port.published_port, SocketAddr::new(address, port.target_port));
+                    ports.insert(port.published(), SocketAddr::new(address, port.target_port));
                 }
             }
         }

@@ -74,7 +74,7 @@ fn constraints_pick_nodes() {
 #[test]
 fn refusals_explain_themselves() {
     let full = Usage { memory_bytes: GIB, ..Usage::default() };
-    let taken = Usage { host_ports: BTreeMap::from([(8080, 1)]), ..Usage::default() };
+    let taken = Usage { host_ports: BTreeMap::from([(PublishedPort::tcp(8080), 1)]), ..Usage::default() };
     let mut template = template(&["node.hostname!=odd"]);
     template.resources.reservations.memory_bytes = GIB / 2;
     template.placement.max_replicas = 1;
@@ -192,7 +192,7 @@ prop_compose! {
             memory_bytes: memory * GIB,
             usage: Usage {
                 tasks,
-                host_ports: port.into_iter().map(|port| (port, 1)).collect(),
+                host_ports: port.into_iter().map(|port| (PublishedPort::tcp(port), 1)).collect(),
                 ..Usage::default()
             },
             ..node("x")

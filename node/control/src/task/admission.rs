@@ -3,7 +3,7 @@
 //! The scheduler has counted before; two holders may have counted the same memory at the same time, so the node counts again.
 
 use shoal_protocol::TaskId;
-use shoal_protocol::spec::{PortConfig, PublishMode, Reservations};
+use shoal_protocol::spec::{PortConfig, PublishMode, PublishedPort, Reservations};
 
 /// What a task takes from its node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,18 +11,7 @@ pub struct Claims {
     /// Processor time and memory.
     pub reservations: Reservations,
     /// Ports of the node itself (`mode=host`); those that the node is to choose (0) are not counted.
-    pub host_ports: Vec<(Protocol, u16)>,
-}
-
-/// The transport of a port; a port number is free in one while taken in another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// `tcp`, and what is empty.
-    Tcp,
-    /// `udp`.
-    Udp,
-    /// `sctp`, and what is not known.
-    Other,
+    pub host_ports: Vec<PublishedPort>,
 }
 
 impl Claims {
@@ -31,27 +20,9 @@ impl Claims {
         let host_ports = ports
             .iter()
             .filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0)
-            .map(|port| (Protocol::of(&port.protocol), port.published_port))
+            .map(PortConfig::published)
             .collect();
         Self { reservations: reservations.clone(), host_ports }
-    }
-}
-
-impl Protocol {
-    fn of(name: &str) -> Self {
-        match name {
-            "" | "tcp" => Self::Tcp,
-            "udp" => Self::Udp,
-            _ => Self::Other,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Other => "other",
-        }
     }
 }
 
@@ -111,8 +82,7 @@ fn fit<'a, I: Iterator<Item = &'a Holding<'a>>>(
     }
     for port in &claims.host_ports {
         if let Some(held) = held().find(|held| held.claims.host_ports.contains(port)) {
-            let (protocol, number) = (port.0.name(), port.1);
-            return Err(format!("host port {number}/{protocol} on {hostname} is in use by task {}", held.task));
+            return Err(format!("host port {port} on {hostname} is in use by task {}", held.task));
         }
     }
     Ok(())
@@ -131,7 +101,7 @@ mod tests {
     fn claims(cores: u64, memory_bytes: u64, ports: &[u16]) -> Claims {
         Claims {
             reservations: Reservations { nano_cpus: cores * 1_000_000_000, memory_bytes },
-            host_ports: ports.iter().map(|port| (Protocol::Tcp, *port)).collect(),
+            host_ports: ports.iter().copied().map(PublishedPort::tcp).collect(),
         }
     }
 
@@ -172,8 +142,9 @@ mod tests {
     #[test]
     fn only_fixed_ports_of_the_host_are_claimed() {
         let port = |published_port, publish_mode| PortConfig { published_port, publish_mode, ..PortConfig::default() };
-        let ports = [port(80, PublishMode::Host), port(81, PublishMode::Ingress), port(0, PublishMode::Host)];
+        let udp = PortConfig { protocol: "udp".to_owned(), ..port(80, PublishMode::Host) };
+        let ports = [port(80, PublishMode::Host), udp, port(81, PublishMode::Ingress), port(0, PublishMode::Host)];
         let got = Claims::new(&Reservations::default(), &ports).host_ports;
-        assert_eq!(got, [(Protocol::Tcp, 80)]);
+        assert_eq!(got, [PublishedPort::tcp(80), PublishedPort::udp(80)]);
     }
 }

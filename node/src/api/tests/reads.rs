@@ -284,6 +284,10 @@ impl Tunnels for NoTunnels {
     async fn open(&self, _: NodeId) -> std::io::Result<Box<dyn TunnelStream>> {
         Err(std::io::ErrorKind::NotConnected.into())
     }
+
+    async fn open_datagrams(&self, _: NodeId) -> std::io::Result<Box<dyn TunnelStream>> {
+        Err(std::io::ErrorKind::NotConnected.into())
+    }
 }
 
 #[tokio::test]
@@ -306,12 +310,13 @@ async fn metrics_count_what_published_ports_carry() {
         node: ME,
         publish_addr: Some([127, 0, 0, 7].into()),
         connections_max: 10,
+        flows_max: 10,
         seed: 1,
         clock: Arc::new(|| Time(0)),
         metrics: counted,
     };
     let ingress = Ingress::spawn(config, Arc::new(NoTunnels));
-    ingress.apply(BTreeMap::new(), BTreeMap::from([(port, address)]));
+    ingress.apply(BTreeMap::new(), BTreeMap::from([(shoal_protocol::spec::PublishedPort::tcp(port), address)]));
     let mut client = loop {
         match TcpStream::connect(("127.0.0.7", port)).await {
             Ok(client) => break client,
@@ -324,12 +329,12 @@ async fn metrics_count_what_published_ports_carry() {
     drop(client);
     assert_eq!(answer, b"hello");
     let wanted = [
-        format!("shoal_ingress_connections_total{{port=\"{port}\"}} 1"),
-        format!("shoal_ingress_connected_total{{port=\"{port}\",node=\"this\"}} 1"),
-        format!("shoal_ingress_received_bytes_total{{port=\"{port}\"}} 4"),
-        format!("shoal_ingress_sent_bytes_total{{port=\"{port}\"}} 5"),
-        format!("shoal_ingress_given_up_total{{port=\"{port}\"}} 0"),
-        format!("shoal_ingress_open{{port=\"{port}\"}} 0"),
+        format!("shoal_ingress_connections_total{{port=\"{port}\",protocol=\"tcp\"}} 1"),
+        format!("shoal_ingress_connected_total{{port=\"{port}\",protocol=\"tcp\",node=\"this\"}} 1"),
+        format!("shoal_ingress_received_bytes_total{{port=\"{port}\",protocol=\"tcp\"}} 4"),
+        format!("shoal_ingress_sent_bytes_total{{port=\"{port}\",protocol=\"tcp\"}} 5"),
+        format!("shoal_ingress_given_up_total{{port=\"{port}\",protocol=\"tcp\"}} 0"),
+        format!("shoal_ingress_open{{port=\"{port}\",protocol=\"tcp\"}} 0"),
     ];
     let started = Instant::now();
     loop {

@@ -10,7 +10,7 @@ use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
 use shoal_protocol::NodeId;
 use tokio::sync::oneshot;
 
-use super::{API, CONTROL, HELLO, JOIN, RENEW, TUNNEL};
+use super::{API, CONTROL, DATAGRAMS, HELLO, JOIN, RENEW, TUNNEL};
 use super::{Dial, Note, Service, UNADMITTED_MAX};
 use crate::swarm::behaviour::Inbound;
 use crate::swarm::hello::{self, Outcome};
@@ -156,6 +156,7 @@ impl Service {
         let mut stream = PeerStream::new(stream, Some(permit));
         match protocol {
             protocol if *protocol == TUNNEL => self.tell(SwarmEvent::Tunnel { from, stream }),
+            protocol if *protocol == DATAGRAMS => self.tell(SwarmEvent::Datagrams { from, stream }),
             protocol if *protocol == API => self.tell(SwarmEvent::Api { from, stream }),
             protocol if *protocol == RENEW => {
                 let (shared, events) = (self.shared.clone(), self.events.clone());

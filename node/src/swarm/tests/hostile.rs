@@ -101,7 +101,7 @@ async fn without_a_credential_no_protocol_does_anything() {
     let cluster = TestCluster::new();
     let mut a = cluster.node(Role::Manager).await;
     let mut intruder = Intruder::connect(&NodeKey::generate(), a.address()).await;
-    for protocol in [CONTROL, service::TUNNEL, service::API, service::RENEW] {
+    for protocol in [CONTROL, service::TUNNEL, service::DATAGRAMS, service::API, service::RENEW] {
         let answer = intruder
             .on_stream(protocol, async |mut stream| {
                 let frame = codec::encode(&PeerMessage::Ping { digest: 0 }).unwrap();

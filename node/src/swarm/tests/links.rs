@@ -182,6 +182,7 @@ async fn tunnels_carry_bytes_and_half_closes() {
         let (near, far) = if count % 2 == 0 { (&a, &b) } else { (&b, &a) };
         let mut stream = match count % 3 {
             0 => near.handle.open_api(far.id).await.unwrap(),
+            1 => near.handle.open_datagrams(far.id).await.unwrap(),
             _ => near.handle.open_tunnel(far.id).await.unwrap(),
         };
         stream.write_u32(count).await.unwrap();
@@ -192,7 +193,9 @@ async fn tunnels_carry_bytes_and_half_closes() {
         for _ in 0..100 {
             let mut stream = node
                 .expect("stream", |event| match event {
-                    SwarmEvent::Tunnel { stream, .. } | SwarmEvent::Api { stream, .. } => Some(stream),
+                    SwarmEvent::Tunnel { stream, .. }
+                    | SwarmEvent::Datagrams { stream, .. }
+                    | SwarmEvent::Api { stream, .. } => Some(stream),
                     _ => None,
                 })
                 .await;

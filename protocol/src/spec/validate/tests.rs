@@ -116,7 +116,7 @@ fn what_is_not_acted_on_is_refused_by_name() {
             r#"{"TaskTemplate":{"Resources":{"Reservations":{"GenericResources":[{}]}}}}"#.to_owned(),
             "generic resources are",
         ),
-        (r#"{"EndpointSpec":{"Ports":[{"TargetPort":53,"Protocol":"udp"}]}}"#.to_owned(), "udp ports are"),
+        (r#"{"EndpointSpec":{"Ports":[{"TargetPort":53,"Protocol":"sctp"}]}}"#.to_owned(), "sctp ports are"),
         (r#"{"UpdateConfig":{"FailureAction":"rollback"}}"#.to_owned(), "the update failure action 'rollback' is"),
         (r#"{"RollbackConfig":{"Parallelism":2}}"#.to_owned(), "a rollback policy of its own is"),
         (r#"{"Novelty":{"A":1}}"#.to_owned(), "Novelty is"),

@@ -3,25 +3,38 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use shoal_protocol::spec::{PortConfig, PublishMode};
+use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, Transport, proxy_label};
 
 /// Ports that one `--publish` may name at most.
 const RANGE_MAX: usize = 1024;
 
-/// The ports that one `--publish` names.
+/// The ports that one `--publish` names, and by which header their tasks are told who the client is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Publish(pub(crate) Vec<PortConfig>);
+pub(crate) struct Publish(pub(crate) Vec<PortConfig>, pub(crate) Option<ProxyVersion>);
+
+impl Publish {
+    /// Returns the labels by which the header is asked for.
+    pub(crate) fn labels(&self) -> Vec<String> {
+        let named = self.1.map(|version| self.0.iter().map(move |port| (port.published_port, version)));
+        named.into_iter().flatten().map(|(port, version)| format!("{}={}", proxy_label(port), version.name())).collect()
+    }
+}
 
 impl FromStr for Publish {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.contains('=') { long(text).map(|port| Self(vec![port])) } else { short(text).map(Self) }
+        if text.contains('=') {
+            long(text).map(|(port, proxy)| Self(vec![port], proxy))
+        } else {
+            short(text).map(|ports| Self(ports, None))
+        }
     }
 }
 
-/// Reads `target=80,published=8080,protocol=tcp,mode=ingress`. Source: docker/cli, `opts.PortOpt`.
-fn long(text: &str) -> Result<PortConfig, String> {
+/// Reads `target=80,published=8080,protocol=tcp,mode=ingress`. Source: docker/cli, `opts.PortOpt`; `proxy` is shoal's own.
+fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
+    let mut proxy = None;
     let mut port = PortConfig { protocol: "tcp".to_owned(), ..PortConfig::default() };
     for field in text.split(',') {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("'{field}' is not KEY=VALUE"))?;
@@ -29,6 +42,7 @@ fn long(text: &str) -> Result<PortConfig, String> {
             "target" => port.target_port = number(value)?,
             "published" => port.published_port = number(value)?,
             "protocol" => port.protocol = protocol(value)?,
+            "proxy" => proxy = Some(value.parse().map_err(|error: shoal_protocol::spec::SpecError| error.to_string())?),
             "mode" => {
                 port.publish_mode = match value {
                     "ingress" => PublishMode::Ingress,
@@ -38,7 +52,7 @@ fn long(text: &str) -> Result<PortConfig, String> {
             }
             other => {
                 return Err(format!(
-                    "'{other}' is not a field of a port: expected target, published, protocol or mode"
+                    "'{other}' is not a field of a port: expected target, published, protocol, mode or proxy"
                 ));
             }
         }
@@ -46,7 +60,11 @@ fn long(text: &str) -> Result<PortConfig, String> {
     if port.target_port == 0 {
         return Err("missing mandatory field target".to_owned());
     }
-    Ok(port)
+    let is_ingress_tcp = port.transport() == Transport::Tcp && port.publish_mode == PublishMode::Ingress;
+    if proxy.is_some() && !(is_ingress_tcp && port.published_port != 0) {
+        return Err("proxy needs a published TCP port in mode ingress".to_owned());
+    }
+    Ok((port, proxy))
 }
 
 /// Reads `[published:]target[/protocol]`, where both may be ranges of one length.
@@ -145,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn a_header_is_asked_for_by_a_label() {
+        let labels = |text: &str| text.parse::<Publish>().unwrap().labels();
+        assert_eq!(labels("published=8080,target=80,proxy=v2"), ["shoal.proxy.8080=v2"]);
+        assert_eq!(labels("published=8080,target=80"), [""; 0]);
+    }
+
+    #[test]
     fn what_is_no_port_is_refused() {
         for (text, reason) in [
             ("", "not a port"),
@@ -157,6 +182,10 @@ mod tests {
             ("3-1", "not a range"),
             ("published=80", "missing mandatory field target"),
             ("target=80,mode=x", "not a publish mode"),
+            ("target=80,published=80,proxy=v3", "expected v1 or v2"),
+            ("target=80,proxy=v2", "needs a published TCP port"),
+            ("target=53,published=53,protocol=udp,proxy=v2", "needs a published TCP port"),
+            ("target=80,published=80,mode=host,proxy=v1", "needs a published TCP port"),
             ("target=80,colour=x", "not a field"),
         ] {
             let error = text.parse::<Publish>().unwrap_err();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::{Map, Value, json};
-use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig};
+use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port};
 
 use crate::error::CliError;
 use crate::units::{Bytes, NanoCpus, Nanos};
@@ -277,6 +277,22 @@ pub(crate) fn change_labels(spec: &mut Value, path: &[&str], remove: &[String], 
     }
 }
 
+/// Removes the labels that ask for a PROXY header on ports which are to be removed by target.
+pub(crate) fn forget_proxies(spec: &mut Value, remove: &[PortConfig]) {
+    if remove.is_empty() {
+        return;
+    }
+    let ports: Vec<PortConfig> =
+        serde_json::from_value(slot(spec, &["EndpointSpec", "Ports"]).clone()).unwrap_or_default();
+    let is_gone = |port: &PortConfig| {
+        remove.iter().any(|gone| gone.target_port == port.target_port && gone.transport() == port.transport())
+    };
+    let gone: Vec<u16> = ports.iter().filter(|port| is_gone(port)).map(|port| port.published_port).collect();
+    if let Some(labels) = slot(spec, &["Labels"]).as_object_mut() {
+        labels.retain(|label, _| !proxy_port(label).is_some_and(|port| gone.contains(&port)));
+    }
+}
+
 /// Removes published ports by target and adds others.
 pub(crate) fn change_ports(spec: &mut Value, remove: &[PortConfig], add: &[PortConfig]) -> Result<(), CliError> {
     if remove.is_empty() && add.is_empty() {
@@ -370,6 +386,14 @@ mod tests {
     fn global_services_have_no_replicas() {
         let mut spec = json!({"Mode": {"Global": {}}});
         assert!(SpecArgs { replicas: Some(5), ..SpecArgs::default() }.apply(&mut spec).is_err());
+    }
+
+    #[test]
+    fn a_port_that_goes_takes_its_label_along() {
+        let mut spec = json!({"Labels": {"shoal.proxy.80": "v1", "shoal.proxy.90": "v2", "a": "b"}, "EndpointSpec": {"Ports": [
+            {"TargetPort": 8080, "PublishedPort": 80}, {"TargetPort": 9090, "PublishedPort": 90}]}});
+        forget_proxies(&mut spec, &ports(&["8080"]));
+        assert_eq!(spec["Labels"], json!({"shoal.proxy.90": "v2", "a": "b"}));
     }
 
     #[test]

@@ -304,7 +304,7 @@ async fn close(shared: &Shared, published: PublishedPort, listening: Option<List
 fn routes_of(wanted: &Wanted, here: NodeId) -> RouteTable {
     let host_route = |address: &SocketAddr| {
         let backend = Backend { node: here, address: address.ip(), port: address.port(), suspect: false };
-        Route { service: ServiceId::default(), backends: BTreeMap::from([(TaskId::default(), backend)]) }
+        Route { service: ServiceId::default(), proxy: None, backends: BTreeMap::from([(TaskId::default(), backend)]) }
     };
     let mut routes: RouteTable = wanted.host.iter().map(|(port, address)| (*port, host_route(address))).collect();
     routes.extend(wanted.table.clone());

@@ -10,10 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+mod proxy;
 mod transport;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use transport::{PublishedPort, Transport};
 pub use validate::{SpecError, validate};
 

@@ -10,6 +10,7 @@ pub mod discovery;
 pub mod flows;
 pub mod lease;
 pub mod orchestrator;
+pub mod proxy;
 pub mod renewal;
 pub mod routes;
 pub mod scheduler;

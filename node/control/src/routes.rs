@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use shoal_protocol::spec::{PortConfig, PublishMode, PublishedPort, Transport};
+use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, PublishedPort, Transport, proxies};
 use shoal_protocol::value::SlotTask;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState};
 
@@ -20,6 +20,8 @@ pub type RouteTable = BTreeMap<PublishedPort, Route>;
 pub struct Route {
     /// Whose port it is.
     pub service: ServiceId,
+    /// By which header the tasks are told who the client is, if they are.
+    pub proxy: Option<ProxyVersion>,
     /// Healthy running tasks.
     pub backends: BTreeMap<TaskId, Backend>,
 }
@@ -44,13 +46,17 @@ pub struct Backend {
 /// a conflict that is not resolved yet allows, the lower identifier has it.
 pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTable {
     let mut table = RouteTable::new();
-    for (service, object, _) in store.services() {
+    for (service, object, spec) in store.services() {
         let ports: Vec<&PortConfig> = object.ports.iter().filter(|port| is_routed(port)).collect();
         if ports.is_empty() {
             continue;
         }
-        let mut routes: RouteTable =
-            ports.iter().map(|port| (port.published(), Route { service, backends: BTreeMap::new() })).collect();
+        let proxies = proxies(&spec.labels);
+        let route = |published: PublishedPort| {
+            let proxy = proxies.get(&published.number).copied().filter(|_| published.transport == Transport::Tcp);
+            Route { service, proxy, backends: BTreeMap::new() }
+        };
+        let mut routes: RouteTable = ports.iter().map(|port| (port.published(), route(port.published()))).collect();
         for (_, slot) in store.slots(service) {
             for task in slot.tasks.iter().filter(|task| task.desired == TaskState::Running) {
                 let Some((node, address, suspect)) = reachable(task, store, &health) else { continue };

@@ -1,13 +1,16 @@
 //! Brings one client's connection to a backend: tries one after another, races slow ones, then relays.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use shoal_control::proxy;
 use shoal_protocol::TaskId;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
@@ -34,11 +37,15 @@ enum Upstream {
 pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
     let metrics = &port.metrics;
     relay::set_up(&client);
-    let Some((_counted, upstream)) = connect(shared, port).await else {
+    let Some((_counted, mut upstream)) = connect(shared, port).await else {
         metrics.add(|port| &port.given_up, 1);
         debug!(port = %port.published, "no backend took the connection");
         return relay::reset(client);
     };
+    if let Err(error) = introduce(port, &client, &mut upstream).await {
+        debug!(port = %port.published, %error, "failed to tell a task who its client is");
+        return relay::reset(client);
+    }
     let bytes = (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes));
     let result = match upstream {
         Upstream::Task(task) => relay::relay_tcp(client, task, bytes).await,
@@ -46,6 +53,19 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
     };
     if let Err(error) = result {
         debug!(port = %port.published, %error, "connection broke");
+    }
+}
+
+/// Writes the header that tells the task who the client is, if the port wants it. It is the first thing that the task reads.
+async fn introduce(port: &Port, client: &TcpStream, upstream: &mut Upstream) -> io::Result<()> {
+    let Some(version) = port.proxy() else { return Ok(()) };
+    let header = proxy::header(version, client.peer_addr()?, client.local_addr()?);
+    match upstream {
+        Upstream::Task(task) => task.write_all(&header).await,
+        Upstream::Tunnel(stream) => {
+            stream.write_all(&header).await?;
+            stream.flush().await
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use shoal_control::balance::Balancer;
 use shoal_control::flows;
 use shoal_control::routes::{Backend, Route};
-use shoal_protocol::spec::PublishedPort;
+use shoal_protocol::spec::{ProxyVersion, PublishedPort};
 use shoal_protocol::{NodeId, TaskId, Time};
 
 use super::IngressConfig;
@@ -61,6 +61,11 @@ impl Port {
         let backend = route.backends.get(&task)?.clone();
         balancer.opening(task);
         Some(Counted { port: self.clone(), task, backend })
+    }
+
+    /// Returns by which header tasks are told who the client is.
+    pub(super) fn proxy(&self) -> Option<ProxyVersion> {
+        self.state().route.proxy
     }
 
     /// Returns whether a flow stays with `task`.

@@ -2,6 +2,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use shoal_control::proxy;
+use shoal_protocol::spec::ProxyVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
@@ -112,7 +114,7 @@ fn backend(node: NodeId, address: SocketAddr) -> Backend {
 
 fn route(backends: &[(u128, NodeId, SocketAddr)]) -> Route {
     let backends = backends.iter().map(|&(task, node, address)| (TaskId(task), backend(node, address))).collect();
-    Route { service: ServiceId(5), backends }
+    Route { service: ServiceId(5), proxy: None, backends }
 }
 
 fn tcp(port: u16) -> PublishedPort {
@@ -352,6 +354,49 @@ async fn bulk_arrives_whole_and_a_slow_reader_stops_the_writer() {
     timeout(PATIENCE, stream.read_to_end(&mut all)).await.unwrap().unwrap();
     assert_eq!(all.len(), BYTES);
     assert!(all.iter().all(|byte| *byte == 7));
+}
+
+/// A task that reads a header of `bytes` and one byte more, and sends all of it back.
+async fn read_header(bytes: usize) -> SocketAddr {
+    let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut all = vec![0; bytes + 1];
+                stream.read_exact(&mut all).await?;
+                stream.write_all(&all).await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_task_is_told_who_the_client_is_if_it_wants_to_know() {
+    let port = free_port().await;
+    let nodes = Arc::new(Nodes::default());
+    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
+    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
+    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    for (node, version) in
+        [(HERE, ProxyVersion::V1), (HERE, ProxyVersion::V2), (THERE, ProxyVersion::V1), (THERE, ProxyVersion::V2)]
+    {
+        publish(&near, port, &[]).await;
+        let client = TcpSocket::new_v4().unwrap();
+        client.bind(SocketAddr::new(LOCALHOST, 0)).unwrap();
+        let want = proxy::header(version, client.local_addr().unwrap(), SocketAddr::new(LOCALHOST, port));
+        let route = Route { proxy: Some(version), ..route(&[(1, node, read_header(want.len()).await)]) };
+        far.apply(BTreeMap::from([(tcp(port), route.clone())]), BTreeMap::new());
+        near.apply(BTreeMap::from([(tcp(port), route)]), BTreeMap::new());
+        // A client that comes before the route waits for a backend.
+        let mut stream = client.connect(SocketAddr::new(LOCALHOST, port)).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        let mut got = vec![0; want.len() + 1];
+        timeout(PATIENCE, stream.read_exact(&mut got)).await.unwrap().unwrap();
+        assert_eq!(got, [&want[..], b"!"].concat(), "{version:?} on {node}");
+    }
 }
 
 #[tokio::test]

@@ -98,6 +98,8 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     env.extend(spec::env_from_flags(&args.env)?);
     spec::change_env(&mut spec, &[], &env);
     spec::change_labels(&mut spec, &["Labels"], &[], &args.label);
+    let proxies: Vec<String> = args.publish.iter().flat_map(Publish::labels).collect();
+    spec::change_labels(&mut spec, &["Labels"], &[], &proxies);
     spec::change_labels(&mut spec, &container("Labels"), &[], &args.container_label);
     spec::change_list(&mut spec, &["TaskTemplate", "Placement", "Constraints"], &[], &args.constraint);
     let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|publish| publish.0).collect();

@@ -131,6 +131,9 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     let constraints = ["TaskTemplate", "Placement", "Constraints"];
     spec::change_list(spec, &constraints, &args.constraint_rm, &args.constraint_add);
     let ports = |publish: &[Publish]| -> Vec<PortConfig> { publish.iter().flat_map(|one| one.0.clone()).collect() };
+    spec::forget_proxies(spec, &ports(&args.publish_rm));
+    let proxies: Vec<String> = args.publish_add.iter().flat_map(Publish::labels).collect();
+    spec::change_labels(spec, &["Labels"], &[], &proxies);
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
     args.spec.apply(spec)?;
     if args.force {

@@ -24,8 +24,8 @@ use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::{ClusterId, NodeId, TaskId};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
@@ -185,8 +185,11 @@ impl EmbeddedDriver {
         while let Some(line) = lines.next_line().await.map_err(failed(what))? {
             match serde_json::from_str(&line).map_err(failed(what))? {
                 Progress::Waiting => {
-                    let connected = self.network.connect(bundle.plan.task, bundle.address, pid).await;
-                    connected.map_err(failed("failed to connect the container to the network"))?;
+                    if let Err(error) = self.network.connect(bundle.plan.task, bundle.address, pid).await {
+                        drop(input); // the supervisor gives up, unless that is why it cannot be connected
+                        let error = failed("failed to connect the container to the network")(error);
+                        return Err(invalid_setting(&mut lines).await.unwrap_or(error));
+                    }
                     input.write_all(format!("{CONNECTED}\n").as_bytes()).await.map_err(failed(what))?;
                 }
                 Progress::Started => return Ok(()),
@@ -360,6 +363,16 @@ impl EmbeddedDriver {
         bundle::write_json(&partial.join("bundle.json"), bundle).map_err(failed(what))?;
         fs::rename(&partial, place).map_err(failed(what))
     }
+}
+
+/// Returns what a supervisor that gave up says of the task's own settings, if they were the reason.
+async fn invalid_setting(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<DriverError> {
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Ok(Progress::Failed { invalid: true, error }) = serde_json::from_str(&line) {
+            return Some(DriverError::Invalid(error));
+        }
+    }
+    None
 }
 
 /// Where a container is in its life.

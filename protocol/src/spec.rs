@@ -10,9 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+pub mod mount;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use mount::Mount;
 pub use validate::{SpecError, validate};
 
 /// Bytes of JSON in a spec at most.
@@ -101,6 +103,9 @@ pub struct ContainerSpec {
     pub stop_grace_period: Option<u64>,
     /// Whether the root file system is read-only.
     pub read_only: bool,
+    /// What is mounted into it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub mounts: Vec<Mount>,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

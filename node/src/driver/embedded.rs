@@ -45,6 +45,7 @@ mod plan;
 pub mod process;
 mod reference;
 pub mod subnet;
+pub mod volumes;
 
 /// How long a supervisor may take to start its container.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -91,7 +92,7 @@ impl EmbeddedDriver {
             ));
         }
         // Images hold set-user-ID programs, output may hold secrets: none of it is for the users of this machine.
-        for private in ["containers", "images", "layers"].map(|name| config.data_dir.join(name)) {
+        for private in ["containers", "images", "layers", volumes::DIRECTORY].map(|name| config.data_dir.join(name)) {
             fs::create_dir_all(&private)
                 .and_then(|()| fs::set_permissions(&private, fs::Permissions::from_mode(0o700)))
                 .map_err(failed(&format!("failed to create {}", private.display())))?;
@@ -236,6 +237,7 @@ impl Driver for EmbeddedDriver {
             Err(DriverError::NoSuchTask(_)) => {}
             Err(error) => return Err(error),
         }
+        volumes::check(plan)?;
         let image = self.images.find(&plan.image).map_err(|error| self.image_error(error))?;
         let address = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).take();
         let address = address.ok_or_else(|| {

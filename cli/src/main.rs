@@ -7,6 +7,7 @@ mod commands;
 mod error;
 mod filter;
 mod model;
+mod mounts;
 mod output;
 mod ports;
 mod progress;

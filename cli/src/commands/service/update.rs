@@ -7,6 +7,7 @@ use crate::client::{Client, escape};
 use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
 use crate::model::Updated;
+use crate::mounts::{self, MountFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::spec::{self, SpecArgs, set, slot};
@@ -51,6 +52,12 @@ pub(crate) struct UpdateArgs {
     /// Stop publishing a port, by its target
     #[arg(long, value_name = "TARGET")]
     publish_rm: Vec<Publish>,
+    /// Add a mount, or change the one at its target
+    #[arg(long, value_name = "MOUNT")]
+    mount_add: Vec<MountFlag>,
+    /// Remove a mount, by its target
+    #[arg(long, value_name = "TARGET")]
+    mount_rm: Vec<String>,
     /// Replace all tasks even if nothing changes
     #[arg(long)]
     force: bool,
@@ -132,6 +139,7 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     spec::change_list(spec, &constraints, &args.constraint_rm, &args.constraint_add);
     let ports = |publish: &[Publish]| -> Vec<PortConfig> { publish.iter().flat_map(|one| one.0.clone()).collect() };
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
+    mounts::change(spec, &args.mount_rm, &args.mount_add)?;
     args.spec.apply(spec)?;
     if args.force {
         let count = slot(spec, &["TaskTemplate", "ForceUpdate"]);

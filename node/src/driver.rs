@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use shoal_control::task::{ContainerPlan, Found, Running};
+use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::AsyncRead;
 
@@ -68,6 +69,17 @@ fn is_full(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| (*error).source())
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// Returns what is said of a bind mount whose source is not on this node, in Docker's words.
+fn missing_source(plan: &ContainerPlan) -> Option<String> {
+    let mut sources = plan.mounts.iter().filter(|mount| mount.kind == MountKind::Bind).map(|mount| &mount.source);
+    let missing = sources.find(|source| std::fs::metadata(source).is_err())?;
+    Some(missing_source_text(missing))
+}
+
+pub(crate) fn missing_source_text(source: &str) -> String {
+    format!("invalid mount config for type \"bind\": bind source path does not exist: {source}")
 }
 
 /// How a container ended.

@@ -29,11 +29,13 @@ use crate::driver::embedded::bundle::{Bundle, BundleDir, CONNECTED, Progress, St
 use crate::driver::embedded::{cgroup, process};
 
 mod executor;
+mod mounts;
 mod network;
 mod rootfs;
 mod seccomp;
 mod spec;
 pub mod streams;
+mod volume;
 
 pub use network::INTERFACE;
 
@@ -185,10 +187,11 @@ fn prepare(directory: &BundleDir, bundle: &Bundle) -> Result<Prepared, Supervise
     let failed = |what: &'static str| move |error: io::Error| SuperviseError::io(what, error);
     rootfs::mount_layers(&directory.0, &bundle.layers).map_err(failed("failed to mount the layers of the image"))?;
     let root = rootfs::Root::open(&directory.0).map_err(failed("failed to open the root file system"))?;
-    let user = root.user(&bundle.user)?;
     root.create_dir_all(&bundle.dir).map_err(|error| {
         SuperviseError::Invalid(format!("failed to create working directory {}: {error}", bundle.dir))
     })?;
+    let mounted = mounts::mount_all(directory, bundle, &root)?;
+    let user = root.user(&bundle.user)?;
     let mut bundle = bundle.clone();
     if !bundle.env.iter().any(|variable| variable.starts_with("HOME=")) {
         bundle.env.push(format!("HOME={}", user.home));
@@ -196,7 +199,7 @@ fn prepare(directory: &BundleDir, bundle: &Bundle) -> Result<Prepared, Supervise
     let search = bundle.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
     let program = root.program(&bundle.args[0], &bundle.dir, search)?;
     write_network_files(&directory.0, &bundle).map_err(failed("failed to write /etc/hosts"))?;
-    let spec = spec::build(&bundle, &directory.0, &user, !cgroup::is_unified());
+    let spec = spec::build(&bundle, &directory.0, &user, &mounted, !cgroup::is_unified());
     write_json(&directory.path("config.json"), &spec).map_err(failed("failed to write the specification"))?;
     Ok(Prepared { program, bundle })
 }

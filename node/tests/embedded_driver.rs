@@ -16,10 +16,12 @@ use shoal_control::task::{ContainerPlan, FoundState, NodeIdentity, Running};
 use shoal_node::driver::conformance::{self, TestImage};
 use shoal_node::driver::embedded::bundle::{BundleDir, State};
 use shoal_node::driver::embedded::cgroup;
+use shoal_node::driver::embedded::volumes::VolumeRecord;
 use shoal_node::driver::embedded::{EmbeddedConfig, EmbeddedDriver};
 use shoal_node::driver::{Driver, DriverError, LogQuery};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::Limits;
+use shoal_protocol::spec::mount::{BindOptions, MountKind, Propagation, VolumeOptions};
+use shoal_protocol::spec::{Limits, Mount};
 use shoal_protocol::{NodeId, ServiceId, TaskId};
 
 /// Far longer than anything here takes.
@@ -89,6 +91,7 @@ impl Node {
             stop_signal: String::new(),
             stop_grace: PATIENCE,
             read_only: false,
+            mounts: Vec::new(),
             limits: Limits::default(),
             host_ports: Vec::new(),
         }
@@ -453,5 +456,82 @@ fn many_containers_start_and_end() {
         // An order of magnitude above what it takes on an idle machine.
         ensure!(times[15].2 < Duration::from_millis(500), "{times:?}");
         Ok(())
+    });
+}
+
+fn volume(source: &str, target: &str) -> Mount {
+    Mount { kind: MountKind::Volume, source: source.to_owned(), target: target.to_owned(), ..Mount::default() }
+}
+
+#[test]
+fn volumes_are_kept_and_filled_once() {
+    isolated(async {
+        let (node, driver) = Node::new().await?;
+        let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let mut named = volume("kept", "/etc");
+        named.volume_options = Some(VolumeOptions { labels: labels.clone(), ..VolumeOptions::default() });
+        let mut plan = node.plan(1, "echo mine > /etc/group; echo other > /private/file; mknod /private/null c 1 3");
+        plan.mounts = vec![named.clone(), volume("", "/private")];
+        output(&driver, &plan).await?;
+        let private = node.container(&plan).join("volumes/1/_data/file");
+        ensure!(fs::read_to_string(&private)? == "other\n");
+        driver.remove(plan.task).await?;
+        ensure!(!private.exists(), "a volume without a name outlives its container");
+
+        let place = node.data.path().join("volumes/kept");
+        let record: VolumeRecord = serde_json::from_slice(&fs::read(place.join("volume.json"))?)?;
+        ensure!(record.labels == labels, "{record:?}");
+        // As a crash in the middle of the first copy would leave it, with one file that a container wrote meanwhile.
+        fs::remove_file(place.join("_data/passwd"))?;
+        fs::write(place.join("filling"), "")?;
+        fs::write(place.join("partial"), "half")?;
+        let mut plan = node.plan(2, "cat /etc/group; id -un nobody; cat /etc/partial");
+        plan.mounts = vec![named.clone()];
+        let lines = output(&driver, &plan).await?;
+        ensure!(lines[..2] == ["mine", "nobody"], "the copy goes on and overwrites nothing: {lines:?}");
+        ensure!(!place.join("filling").exists() && !place.join("partial").exists());
+        driver.remove(plan.task).await?;
+        node.close(driver).await
+    });
+}
+
+#[test]
+fn mounts_that_a_node_cannot_have_are_refused() {
+    isolated(async {
+        let (node, driver) = Node::new().await?;
+        let bind = |source: &str, propagation| Mount {
+            kind: MountKind::Bind,
+            source: source.to_owned(),
+            target: "/mnt".to_owned(),
+            bind_options: Some(BindOptions { propagation, non_recursive: false }),
+            ..Mount::default()
+        };
+        for (mount, want) in [
+            (bind("/tmp", Propagation::Rshared), "passes mounts back"),
+            (bind("/dev/null", Propagation::Unset), "bind mounts of devices"),
+        ] {
+            let mut plan = node.plan(1, "exit 0");
+            plan.mounts = vec![mount];
+            match driver.prepare(&plan).await {
+                Err(DriverError::Refused(said)) if said.contains(want) => {}
+                other => anyhow::bail!("{other:?} is not {want}"),
+            }
+        }
+        let host = tempfile::tempdir()?;
+        ensure!(Command::new("mknod").arg(host.path().join("null")).args(["c", "1", "3"]).status()?.success());
+        for (number, propagation, want) in [(2, Propagation::Unset, false), (3, Propagation::Rslave, true)] {
+            let mut plan = node.plan(number, "cat /mnt/null || echo closed; grep ' /mnt ' /proc/self/mountinfo");
+            plan.mounts = vec![bind(&host.path().to_string_lossy(), propagation)];
+            let lines = output(&driver, &plan).await?;
+            ensure!(lines.iter().any(|line| line == "closed"), "a device in a mount can be opened: {lines:?}");
+            let follows = lines.iter().any(|line| line.contains(" master:"));
+            let table = fs::read_to_string("/proc/self/mountinfo")?;
+            // Where the host shares none of its mounts there is nothing to follow.
+            let can = table.lines().all(|line| line.contains(" shared:"));
+            ensure!(!follows || want, "{propagation:?}: {lines:?}");
+            ensure!(follows || !want || !can, "{propagation:?}: {lines:?}");
+            driver.remove(plan.task).await?;
+        }
+        node.close(driver).await
     });
 }

@@ -10,11 +10,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+pub mod mount;
 mod proxy;
 mod transport;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use transport::{PublishedPort, Transport};
 pub use validate::{SpecError, validate};
@@ -105,6 +107,9 @@ pub struct ContainerSpec {
     pub stop_grace_period: Option<u64>,
     /// Whether the root file system is read-only.
     pub read_only: bool,
+    /// What is mounted into it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub mounts: Vec<Mount>,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Limits, PortConfig};
+use shoal_protocol::spec::{Limits, Mount, PortConfig};
 use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
 
 pub use agent::{Agent, AgentAction, NodeIdentity, Wanted};
@@ -56,6 +56,9 @@ pub struct ContainerPlan {
     pub stop_grace: Duration,
     /// Whether the root file system is read-only.
     pub read_only: bool,
+    /// What is mounted, paths cleaned.
+    #[serde(default)] // plans that an earlier version wrote have none
+    pub mounts: Vec<Mount>,
     /// What it may use.
     pub limits: Limits,
     /// Ports to publish on this node alone (`mode=host`).

@@ -1,6 +1,7 @@
 //! What every driver must do, as one suite: test support that the daemon never calls.
 //!
-//! [`run`] holds for all drivers; [`run_isolated`] needs real containers. Both leave nothing behind when they pass.
+//! [`run`] holds for all drivers; [`run_isolated`] needs real containers. Both leave no container behind when they pass;
+//! the second leaves volumes that have names.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::{Driver, DriverError, LogLine, LogQuery, LogStream};
 pub use image::TestImage;
 
 mod image;
+mod mounts;
 
 /// A call that takes longer has failed; a script that only prints takes much less.
 const CALL_MAX: Duration = Duration::from_secs(60);
@@ -46,6 +48,7 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.images().await.context("images")?;
     suite.missing_image().await.context("a missing image")?;
     suite.preparing().await.context("preparing")?;
+    suite.missing_sources().await.context("missing sources of mounts")?;
     suite.running().await.context("running")?;
     suite.ends().await.context("ends")?;
     suite.stopping().await.context("stopping")?;
@@ -59,12 +62,14 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.removing_images().await.context("removing images")
 }
 
-/// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there.
+/// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there,
+/// mounts.
 pub async fn run_isolated(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) -> anyhow::Result<()> {
     let suite = Suite { driver, node, image };
     suite.images().await.context("images")?;
     suite.settings().await.context("settings")?;
     suite.missing_program().await.context("a missing program")?;
+    suite.mounts().await.context("mounts")?;
     suite.leftovers().await.context("what is left")
 }
 

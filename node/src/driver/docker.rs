@@ -235,7 +235,7 @@ impl Driver for DockerDriver {
         let id = match created {
             Ok(id) => id,
             Err(error) => match status(&error) {
-                Some(400) => return Err(DriverError::Invalid(message(error))),
+                Some(400) => return Err(refusal(message(error))),
                 // An earlier call was given up, and the engine finished it.
                 Some(409) => match self.find(plan.task).await? {
                     Some(id) => id,
@@ -384,6 +384,15 @@ fn message(error: Error) -> String {
     match error {
         Error::DockerResponseServerError { message, .. } => message,
         other => other.to_string(),
+    }
+}
+
+/// What the engine finds wrong with a container's settings is wrong anywhere, but for paths that other nodes may have.
+fn refusal(message: String) -> DriverError {
+    if message.contains("bind source path does not exist") {
+        DriverError::Refused(message)
+    } else {
+        DriverError::Invalid(message)
     }
 }
 

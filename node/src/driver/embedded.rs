@@ -24,8 +24,8 @@ use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::{ClusterId, NodeId, TaskId};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
@@ -45,6 +45,7 @@ mod plan;
 pub mod process;
 mod reference;
 pub mod subnet;
+pub mod volumes;
 
 /// How long a supervisor may take to start its container.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -91,7 +92,7 @@ impl EmbeddedDriver {
             ));
         }
         // Images hold set-user-ID programs, output may hold secrets: none of it is for the users of this machine.
-        for private in ["containers", "images", "layers"].map(|name| config.data_dir.join(name)) {
+        for private in ["containers", "images", "layers", volumes::DIRECTORY].map(|name| config.data_dir.join(name)) {
             fs::create_dir_all(&private)
                 .and_then(|()| fs::set_permissions(&private, fs::Permissions::from_mode(0o700)))
                 .map_err(failed(&format!("failed to create {}", private.display())))?;
@@ -185,8 +186,11 @@ impl EmbeddedDriver {
         while let Some(line) = lines.next_line().await.map_err(failed(what))? {
             match serde_json::from_str(&line).map_err(failed(what))? {
                 Progress::Waiting => {
-                    let connected = self.network.connect(bundle.plan.task, bundle.address, pid).await;
-                    connected.map_err(failed("failed to connect the container to the network"))?;
+                    if let Err(error) = self.network.connect(bundle.plan.task, bundle.address, pid).await {
+                        drop(input); // the supervisor gives up, unless that is why it cannot be connected
+                        let error = failed("failed to connect the container to the network")(error);
+                        return Err(invalid_setting(&mut lines).await.unwrap_or(error));
+                    }
                     input.write_all(format!("{CONNECTED}\n").as_bytes()).await.map_err(failed(what))?;
                 }
                 Progress::Started => return Ok(()),
@@ -233,6 +237,7 @@ impl Driver for EmbeddedDriver {
             Err(DriverError::NoSuchTask(_)) => {}
             Err(error) => return Err(error),
         }
+        volumes::check(plan)?;
         let image = self.images.find(&plan.image).map_err(|error| self.image_error(error))?;
         let address = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).take();
         let address = address.ok_or_else(|| {
@@ -360,6 +365,16 @@ impl EmbeddedDriver {
         bundle::write_json(&partial.join("bundle.json"), bundle).map_err(failed(what))?;
         fs::rename(&partial, place).map_err(failed(what))
     }
+}
+
+/// Returns what a supervisor that gave up says of the task's own settings, if they were the reason.
+async fn invalid_setting(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<DriverError> {
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Ok(Progress::Failed { invalid: true, error }) = serde_json::from_str(&line) {
+            return Some(DriverError::Invalid(error));
+        }
+    }
+    None
 }
 
 /// Where a container is in its life.

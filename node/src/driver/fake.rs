@@ -15,7 +15,7 @@ use shoal_protocol::{TaskId, WallTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, watch};
 
-use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
+use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery, missing_source};
 use output::Output;
 use script::{Process, Signal};
 
@@ -184,6 +184,9 @@ impl Driver for FakeDriver {
             Behaviour::Invalid => return Err(DriverError::Invalid("told to be invalid".to_owned())),
             Behaviour::Slow(delay) => tokio::time::sleep(delay).await,
             Behaviour::Refused | Behaviour::Broken | Behaviour::Exit(_) | Behaviour::Stubborn | Behaviour::Plain => {}
+        }
+        if let Some(missing) = missing_source(plan) {
+            return Err(DriverError::Refused(missing));
         }
         let mut engine = self.lock();
         let container = engine.containers.entry(plan.task).or_insert_with(|| Container {

@@ -59,6 +59,14 @@ pub fn mount_layers(directory: &Path, layers: &[impl AsRef<Path>]) -> io::Result
     Ok(())
 }
 
+/// Where something is to be mounted.
+pub struct MountPoint {
+    /// The directory or file.
+    pub handle: OwnedFd,
+    /// Its permission bits if it was there before.
+    pub mode: Option<u32>,
+}
+
 /// The mounted root file system, seen from outside.
 pub struct Root(OwnedFd);
 
@@ -91,6 +99,38 @@ impl Root {
             };
         }
         Ok(())
+    }
+
+    /// Opens a directory for reading; `None` if there is none.
+    pub fn directory(&self, path: &str) -> io::Result<Option<OwnedFd>> {
+        match self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the place of a mount, and creates the directory or file with its parents if it is not there.
+    pub fn mount_point(&self, path: &str, is_directory: bool) -> io::Result<MountPoint> {
+        let kind = if is_directory { OFlags::DIRECTORY } else { OFlags::empty() };
+        match self.resolve(path, OFlags::PATH | kind) {
+            Ok(handle) => {
+                let mode = fstat(&handle)?.st_mode & 0o7777;
+                return Ok(MountPoint { handle, mode: Some(mode) });
+            }
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if is_directory {
+            self.create_dir_all(path)?;
+        } else {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            self.create_dir_all(parent)?;
+            let parent = self.resolve(&format!("/{parent}"), OFlags::PATH | OFlags::DIRECTORY)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(&parent, name, flags, Mode::from_raw_mode(0o644))?;
+        }
+        Ok(MountPoint { handle: self.resolve(path, OFlags::PATH | kind)?, mode: None })
     }
 
     fn read(&self, path: &str) -> String {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::mounts::Mounted;
 use super::rootfs::User;
 use crate::driver::embedded::bundle::Bundle;
 use crate::driver::embedded::cgroup;
@@ -52,7 +53,7 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 ///
 /// Unlike Docker's, containers cannot gain privileges by executing set-user-ID programs (`noNewPrivileges`): the filter of
 /// system calls is installed after the capabilities were dropped, which the kernel allows only so.
-pub fn build(bundle: &Bundle, directory: &Path, user: &User, limited_devices: bool) -> Value {
+pub fn build(bundle: &Bundle, directory: &Path, user: &User, mounted: &Mounted, limited_devices: bool) -> Value {
     let mut capabilities: Vec<&str> = CAPABILITIES.to_vec();
     if limited_devices {
         capabilities.push("CAP_MKNOD");
@@ -84,7 +85,7 @@ pub fn build(bundle: &Bundle, directory: &Path, user: &User, limited_devices: bo
                 "ambient": [],
             },
         },
-        "mounts": mounts(directory),
+        "mounts": mounts(directory, mounted),
         "linux": {
             "cgroupsPath": format!("/{}", bundle.cgroup),
             "namespaces": namespaces,
@@ -104,7 +105,8 @@ fn readonly_paths() -> Vec<String> {
     READONLY_PATHS.map(str::to_owned).into_iter().chain(names).collect()
 }
 
-fn mounts(directory: &Path) -> Vec<Value> {
+/// What the runtime mounts over the root file system. What the service mounts at the same place is there instead.
+fn mounts(directory: &Path, mounted: &Mounted) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -128,6 +130,8 @@ fn mounts(directory: &Path) -> Vec<Value> {
             "options": ["rbind", "rprivate"],
         }));
     }
+    mounts.retain(|mount| !mounted.targets.iter().any(|target| mount["destination"] == target.as_str()));
+    mounts.extend(mounted.left.iter().cloned());
     mounts
 }
 

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig};
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, mount};
 
 /// Replicas of one service at most: what a cluster is designed to hold in all.
 pub const REPLICAS_MAX: u64 = 100_000;
@@ -35,7 +35,7 @@ pub enum SpecError {
     Unsupported(String),
 }
 
-fn invalid<T>(message: impl Into<String>) -> Result<T, SpecError> {
+pub(super) fn invalid<T>(message: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError::Invalid(message.into()))
 }
 
@@ -117,6 +117,17 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ContainerSpec.StopSignal",
     "TaskTemplate.ContainerSpec.StopGracePeriod",
     "TaskTemplate.ContainerSpec.ReadOnly",
+    "TaskTemplate.ContainerSpec.Mounts.Type",
+    "TaskTemplate.ContainerSpec.Mounts.Source",
+    "TaskTemplate.ContainerSpec.Mounts.Target",
+    "TaskTemplate.ContainerSpec.Mounts.ReadOnly",
+    "TaskTemplate.ContainerSpec.Mounts.BindOptions.Propagation",
+    "TaskTemplate.ContainerSpec.Mounts.BindOptions.NonRecursive",
+    "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.NoCopy",
+    "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.Labels",
+    "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Name",
+    "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.SizeBytes",
+    "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Mode",
     "TaskTemplate.Resources.Limits.NanoCPUs",
     "TaskTemplate.Resources.Limits.MemoryBytes",
     "TaskTemplate.Resources.Limits.Pids",
@@ -150,8 +161,11 @@ const SUPPORTED: &[&str] = &[
 ];
 
 /// Values that clients send for fields we do not act on and that ask for what we do anyway.
-const HARMLESS: &[(&str, &str)] =
-    &[("TaskTemplate.ContainerSpec.Isolation", "default"), ("TaskTemplate.Runtime", "container")];
+const HARMLESS: &[(&str, &str)] = &[
+    ("TaskTemplate.ContainerSpec.Isolation", "default"),
+    ("TaskTemplate.ContainerSpec.Mounts.Consistency", "default"),
+    ("TaskTemplate.Runtime", "container"),
+];
 
 /// What people call the fields that are refused; others are named by their path.
 const NAMES: &[(&str, &str)] = &[
@@ -166,7 +180,15 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.Resources.Reservations.GenericResources", "generic resources are"),
     ("TaskTemplate.Resources.SwapBytes", "swap limits are"),
     ("TaskTemplate.Resources.MemorySwappiness", "memory swappiness is"),
-    ("TaskTemplate.ContainerSpec.Mounts", "mounts are"),
+    ("TaskTemplate.ContainerSpec.Mounts.Consistency", "the consistency of mounts is"),
+    ("TaskTemplate.ContainerSpec.Mounts.BindOptions.CreateMountpoint", "creating a bind mount's source is"),
+    ("TaskTemplate.ContainerSpec.Mounts.BindOptions.ReadOnlyNonRecursive", "a bind mount that is read-only in part is"),
+    ("TaskTemplate.ContainerSpec.Mounts.BindOptions.ReadOnlyForceRecursive", "the bind option 'readonly' is"),
+    ("TaskTemplate.ContainerSpec.Mounts.VolumeOptions.Subpath", "a part of a volume as a mount is"),
+    ("TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Options", "options of volume drivers are"),
+    ("TaskTemplate.ContainerSpec.Mounts.ImageOptions", "mounts of type 'image' are"),
+    ("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Options", "further options of a tmpfs are"),
+    ("TaskTemplate.ContainerSpec.Mounts.ClusterOptions", "mounts of type 'cluster' are"),
     ("TaskTemplate.ContainerSpec.Secrets", "secrets are"),
     ("TaskTemplate.ContainerSpec.Configs", "configs are"),
     ("TaskTemplate.ContainerSpec.Healthcheck", "health checks are"),
@@ -210,6 +232,9 @@ fn walk(path: &str, value: &Value) -> Result<(), SpecError> {
             walk(&path, member)
         });
     }
+    if let (Value::Array(items), true) = (value, leads_on) {
+        return items.iter().try_for_each(|item| walk(path, item));
+    }
     let harmless = HARMLESS.iter().any(|(field, harmless)| *field == path && value.as_str() == Some(harmless));
     // What is no object where one belongs is left to the typed view, which says so.
     if leads_on || harmless || is_empty(value) {
@@ -241,9 +266,11 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     if container.image.chars().any(|char| char.is_whitespace() || char.is_control()) {
         return invalid(format!("ContainerSpec: \"{}\" is not a valid repository/tag", container.image));
     }
-    if container.hostname.contains("{{") || container.env.iter().any(|variable| variable.contains("{{")) {
-        return Err(SpecError::Unsupported("templates in host names and environments are".to_owned()));
+    let mount_texts = container.mounts.iter().flat_map(|mount| [&mount.source, &mount.target]);
+    if container.env.iter().chain(mount_texts).chain([&container.hostname]).any(|text| text.contains("{{")) {
+        return Err(SpecError::Unsupported("templates in host names, environments and mounts are".to_owned()));
     }
+    mount::validate(&container.mounts)?;
     let resources = &spec.task_template.resources;
     for (nano_cpus, memory_bytes) in [
         (resources.limits.nano_cpus, resources.limits.memory_bytes),

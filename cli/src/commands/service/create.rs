@@ -10,6 +10,7 @@ use crate::client::Client;
 use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
 use crate::model::Created;
+use crate::mounts::{self, MountFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress;
@@ -42,6 +43,9 @@ pub(crate) struct CreateArgs {
     /// Placement constraints (e.g. node.labels.zone==a)
     #[arg(long, value_name = "EXPRESSION")]
     constraint: Vec<String>,
+    /// Mount something: type=bind|volume|tmpfs,source=…,target=…,readonly
+    #[arg(long, value_name = "MOUNT")]
+    mount: Vec<MountFlag>,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -104,6 +108,7 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     spec::change_list(&mut spec, &["TaskTemplate", "Placement", "Constraints"], &[], &args.constraint);
     let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|publish| publish.0).collect();
     spec::change_ports(&mut spec, &[], &ports)?;
+    mounts::change(&mut spec, &[], &args.mount)?;
     args.spec.apply(&mut spec)?;
     Ok(spec)
 }
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--mount", "--network", "--secret", "--config", "--placement-pref", "--health-cmd"] {
+        for flag in ["--network", "--secret", "--config", "--placement-pref", "--health-cmd"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

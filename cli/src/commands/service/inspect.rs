@@ -142,6 +142,13 @@ fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
     if !spec.user.is_empty() {
         writeln!(text, " User: {}", spec.user)?;
     }
+    if !spec.mounts.is_empty() {
+        writeln!(text, "Mounts:")?;
+    }
+    for mount in &spec.mounts {
+        writeln!(text, " Target:\t{}\n  Source:\t{}", mount.target, mount.source)?;
+        writeln!(text, "  ReadOnly:\t{}\n  Type:\t\t{}", mount.read_only, mount.kind.name())?;
+    }
     Ok(())
 }
 
@@ -185,7 +192,9 @@ mod tests {
             "MaxFailureRatio": 0, "Order": "stop-first"});
         let service: Service =
             serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
-            "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Init": false}, "Resources":
+            "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Init": false,
+            "Mounts": [{"Type": "bind", "Source": "/src", "Target": "/a", "ReadOnly": true}, {"Type": "tmpfs",
+            "Target": "/t"}]}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864}, "Reservations": {}}, "Placement": {}},
             "Mode": {"Replicated": {"Replicas": 3}}, "UpdateConfig": policy, "RollbackConfig": policy,
             "EndpointSpec": {"Mode": "vip"}}, "Endpoint": {"Ports": [{"Protocol": "tcp", "TargetPort": 8080,
@@ -196,7 +205,9 @@ mod tests {
         let want = "\nID:\t\tzw28l6ocpszcx94qkcx0wpr9u\nName:\t\tweb\nService Mode:\tReplicated\n Replicas:\t3\nPlacement:\n\
             UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n \
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
-            Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nResources:\n \
+            Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nMounts:\n \
+            Target:\t/a\n  Source:\t/src\n  ReadOnly:\ttrue\n  Type:\t\tbind\n Target:\t/t\n  Source:\t\n  \
+            ReadOnly:\tfalse\n  Type:\t\ttmpfs\nResources:\n \
             Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
             TargetPort = 8080\n  PublishMode = ingress \n\n";
         assert_eq!(text, want);

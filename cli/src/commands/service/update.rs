@@ -7,6 +7,7 @@ use crate::client::{Client, escape};
 use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
 use crate::model::Updated;
+use crate::mounts::{self, MountFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::spec::{self, SpecArgs, set, slot};
@@ -51,6 +52,12 @@ pub(crate) struct UpdateArgs {
     /// Remove a published port by its target port
     #[arg(long, value_name = "TARGET")]
     publish_rm: Vec<Publish>,
+    /// Add or update a mount on a service
+    #[arg(long, value_name = "MOUNT")]
+    mount_add: Vec<MountFlag>,
+    /// Remove a mount by its target path
+    #[arg(long, value_name = "TARGET")]
+    mount_rm: Vec<String>,
     /// Force update even if no changes require it
     #[arg(long)]
     force: bool,
@@ -135,6 +142,7 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     let proxies: Vec<String> = args.publish_add.iter().flat_map(Publish::labels).collect();
     spec::change_labels(spec, &["Labels"], &[], &proxies);
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
+    mounts::change(spec, &args.mount_rm, &args.mount_add)?;
     args.spec.apply(spec)?;
     if args.force {
         let count = slot(spec, &["TaskTemplate", "ForceUpdate"]);

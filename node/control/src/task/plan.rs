@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shoal_protocol::TaskId;
-use shoal_protocol::spec::{PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
+use shoal_protocol::spec::{Mount, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
 
 use super::{ContainerPlan, NodeIdentity, Wanted};
 
@@ -68,6 +68,7 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         stop_signal: spec.stop_signal.clone(),
         stop_grace: stop_grace(template),
         read_only: spec.read_only,
+        mounts: spec.mounts.iter().map(Mount::cleaned).collect(),
         limits: template.resources.limits.clone(),
         host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
     }

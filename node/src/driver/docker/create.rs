@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, PortBinding};
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
+    MountTmpfsOptions, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, PortBinding,
+};
 use shoal_control::task::ContainerPlan;
+use shoal_protocol::spec::mount::{self, MountKind, Propagation};
 
 /// Size and number of the files in which a container's output is kept; the oldest is dropped.
 const LOG_FILE_SIZE: &str = "10m";
@@ -51,12 +55,65 @@ fn host_config(plan: &ContainerPlan, ports: &[(String, String)]) -> HostConfig {
         pids_limit: limit(plan.limits.pids),
         readonly_rootfs: Some(plan.read_only),
         port_bindings: Some(bindings),
+        mounts: Some(plan.mounts.iter().map(mount).collect()),
         network_mode: Some("bridge".to_owned()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log_options.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
         }),
         ..HostConfig::default()
+    }
+}
+
+/// Translates a mount. The engine refuses the kinds that it does not know.
+fn mount(mount: &mount::Mount) -> Mount {
+    let kind = match mount.kind {
+        MountKind::Unset => None,
+        MountKind::Bind => Some(MountType::BIND),
+        MountKind::Volume => Some(MountType::VOLUME),
+        MountKind::Tmpfs => Some(MountType::TMPFS),
+        MountKind::Npipe => Some(MountType::NPIPE),
+        MountKind::Cluster => Some(MountType::CLUSTER),
+        MountKind::Image => Some(MountType::IMAGE),
+    };
+    Mount {
+        typ: kind,
+        source: text(&mount.source),
+        target: Some(mount.target.clone()),
+        read_only: Some(mount.read_only),
+        bind_options: mount.bind_options.as_ref().map(|options| MountBindOptions {
+            propagation: propagation(options.propagation),
+            non_recursive: Some(options.non_recursive),
+            ..MountBindOptions::default()
+        }),
+        volume_options: mount.volume_options.as_ref().map(|options| MountVolumeOptions {
+            no_copy: Some(options.no_copy),
+            labels: Some(options.labels.clone().into_iter().collect()),
+            driver_config: options
+                .driver_config
+                .as_ref()
+                .map(|driver| MountVolumeOptionsDriverConfig { name: text(&driver.name), options: None }),
+            subpath: None,
+        }),
+        tmpfs_options: mount.tmpfs_options.as_ref().map(|options| MountTmpfsOptions {
+            size_bytes: limit(options.size_bytes),
+            mode: limit(u64::from(options.mode)),
+            options: None,
+        }),
+        ..Mount::default()
+    }
+}
+
+fn propagation(propagation: Propagation) -> Option<MountBindOptionsPropagationEnum> {
+    use MountBindOptionsPropagationEnum::{PRIVATE, RPRIVATE, RSHARED, RSLAVE, SHARED, SLAVE};
+    match propagation {
+        Propagation::Unset => None,
+        Propagation::Private => Some(PRIVATE),
+        Propagation::Rprivate => Some(RPRIVATE),
+        Propagation::Slave => Some(SLAVE),
+        Propagation::Rslave => Some(RSLAVE),
+        Propagation::Shared => Some(SHARED),
+        Propagation::Rshared => Some(RSHARED),
     }
 }
 

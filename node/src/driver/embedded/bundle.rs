@@ -5,6 +5,7 @@
 //! supervisor, or by the driver if the supervisor died), the logs and the file systems. Each file is replaced as a whole,
 //! so a reader sees the old content or the new one. A directory with another name is half made or half removed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -17,6 +18,7 @@ use shoal_control::task::{ContainerPlan, Running};
 use shoal_protocol::{ClusterId, WallTime};
 
 use super::process;
+use super::volumes::VolumeDir;
 
 /// What a container runs: the plan with everything resolved that the image decides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub struct Bundle {
     pub image_id: String,
     /// Directories of the image's layers, lowest first.
     pub layers: Vec<PathBuf>,
+    /// Directories of the volumes among the plan's mounts, by their targets.
+    #[serde(default)] // bundles that an earlier version wrote have none
+    pub volumes: BTreeMap<String, VolumeDir>,
     /// Program and arguments; never empty.
     pub args: Vec<String>,
     /// `NAME=VALUE` each, names unique.

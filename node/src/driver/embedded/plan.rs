@@ -10,6 +10,7 @@ use super::bundle::{Bundle, wall_now};
 use super::images::{Image, hex, platform_architecture};
 use super::process::parse_signal;
 use super::subnet::{Addresses, Subnet};
+use super::volumes;
 use crate::driver::DriverError;
 
 /// Where programs are looked for if neither image nor spec says so. Source: Docker.
@@ -67,6 +68,11 @@ pub fn resolve(
         container_id: hex(&Sha256::digest(seed)),
         image_id: image.id.clone(),
         layers: image.layers.clone(),
+        volumes: volumes::resolve(
+            &plan.mounts,
+            &config.data_dir,
+            &config.data_dir.join("containers").join(plan.task.to_string()),
+        ),
         args,
         env,
         dir,

@@ -38,6 +38,11 @@ fn what_is_acted_on_passes() {
         r#"{"RollbackConfig":{"Parallelism":1,"FailureAction":"pause","MaxFailureRatio":0,"Order":"stop-first"}}"#,
         r#"{"EndpointSpec":{"Mode":"dnsrr","Ports":[{"TargetPort":80,"PublishedPort":8080,"PublishMode":"host"}]}}"#,
         r#"{"Name":"st_web"}"#,
+        r#"{"TaskTemplate":{"ContainerSpec":{"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,
+            "Consistency":"default","BindOptions":{"Propagation":"rshared","NonRecursive":true,"CreateMountpoint":false}},
+            {"Type":"volume","Source":"vv","Target":"/v","VolumeOptions":{"NoCopy":true,"Labels":{"a":"b"},"DriverConfig":
+            {"Name":"local","Options":{}}}},{"Type":"volume","Target":"/anonymous"},{"Type":"tmpfs","Target":"/t",
+            "TmpfsOptions":{"SizeBytes":1048576,"Mode":511}}]}}}"#,
     ] {
         let read = ServiceSpec::parse(&spec(patch));
         assert!(read.is_ok(), "{patch}: {read:?}");
@@ -83,6 +88,10 @@ fn what_makes_no_sense_is_refused() {
         ),
         (r#"{"EndpointSpec":{"Ports":[{"PublishedPort":80}]}}"#, "EndpointSpec: target port must be provided"),
         (r#"{"EndpointSpec":{"Mode":"magic"}}"#, "unrecognized endpoint mode magic"),
+        (
+            r#"{"TaskTemplate":{"ContainerSpec":{"Mounts":[{"Type":"bind","Source":"a","Target":"/b"}]}}}"#,
+            "invalid bind mount source, must be an absolute path: a",
+        ),
     ] {
         assert_eq!(ServiceSpec::parse(&spec(patch)), Err(SpecError::Invalid(want.to_owned())), "{patch}");
     }
@@ -105,6 +114,7 @@ fn what_makes_no_sense_is_refused() {
 #[test]
 fn what_is_not_acted_on_is_refused_by_name() {
     let container = |field: &str| format!(r#"{{"TaskTemplate":{{"ContainerSpec":{{{field}}}}}}}"#);
+    let mount = |fields: &str| container(&format!(r#""Mounts":[{{{fields},"Target":"/d"}}]"#));
     for (patch, want) in [
         (r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}}}"#.to_owned(), "replicated-job is"),
         (r#"{"Mode":{"GlobalJob":{}}}"#.to_owned(), "global-job is"),
@@ -121,7 +131,22 @@ fn what_is_not_acted_on_is_refused_by_name() {
         (r#"{"RollbackConfig":{"Parallelism":2}}"#.to_owned(), "a rollback policy of its own is"),
         (r#"{"Novelty":{"A":1}}"#.to_owned(), "Novelty is"),
         (r#"{"TaskTemplate":{"Placement":{"Novelty":true}}}"#.to_owned(), "TaskTemplate.Placement.Novelty is"),
-        (container(r#""Mounts":[{"Type":"volume","Source":"v","Target":"/d"}]"#), "mounts are"),
+        (mount(r#""Type":"npipe","Source":"a""#), "mounts of type 'npipe' are"),
+        (mount(r#""Type":"cluster","Source":"csi-v""#), "mounts of type 'cluster' are"),
+        (mount(r#""Type":"image","Source":"i""#), "mounts of type 'image' are"),
+        (mount(r#""Type":"tmpfs","Consistency":"cached""#), "the consistency of mounts is"),
+        (
+            mount(r#""Type":"bind","Source":"/a","BindOptions":{"CreateMountpoint":true}"#),
+            "creating a bind mount's source is",
+        ),
+        (mount(r#""Type":"volume","VolumeOptions":{"Subpath":"a"}"#), "a part of a volume as a mount is"),
+        (mount(r#""Type":"volume","VolumeOptions":{"DriverConfig":{"Name":"nfs"}}"#), "the volume driver 'nfs' is"),
+        (
+            mount(r#""Type":"volume","VolumeOptions":{"DriverConfig":{"Options":{"type":"nfs"}}}"#),
+            "options of volume drivers are",
+        ),
+        (mount(r#""Type":"tmpfs","TmpfsOptions":{"Options":[["exec"]]}"#), "further options of a tmpfs are"),
+        (mount(r#""Type":"tmpfs","Novelty":1"#), "TaskTemplate.ContainerSpec.Mounts.Novelty is"),
         (container(r#""Secrets":[{"SecretID":"x"}]"#), "secrets are"),
         (container(r#""Configs":[{"ConfigID":"x"}]"#), "configs are"),
         (container(r#""Healthcheck":{"Test":["NONE"]}"#), "health checks are"),
@@ -137,8 +162,9 @@ fn what_is_not_acted_on_is_refused_by_name() {
         (container(r#""OpenStdin":true"#), "an open standard input is"),
         (container(r#""Isolation":"hyperv""#), "isolation modes other than 'default' are"),
         (container(r#""Privileges":{"NoNewPrivileges":true}"#), "privileges are"),
-        (container(r#""Hostname":"{{.Node.Hostname}}""#), "templates in host names and environments are"),
-        (container(r#""Env":["A={{.Task.ID}}"]"#), "templates in host names and environments are"),
+        (container(r#""Hostname":"{{.Node.Hostname}}""#), "templates in host names, environments and mounts are"),
+        (mount(r#""Type":"volume","Source":"{{.Task.ID}}""#), "templates in host names, environments and mounts are"),
+        (container(r#""Env":["A={{.Task.ID}}"]"#), "templates in host names, environments and mounts are"),
     ] {
         assert_eq!(ServiceSpec::parse(&spec(&patch)), Err(SpecError::Unsupported(want.to_owned())), "{patch}");
     }

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn unknown_flags_are_answered_with_what_helps() {
         for (flag, want) in [
-            ("--secret", "is listed in docs/compatibility.md"),
+            ("--isolation", "is listed in docs/compatibility.md"),
             ("--replica", "a similar argument exists: '--replicas'"),
         ] {
             let error = super::Cli::try_parse_from(["shoal", "service", "create", flag, "x", "image"]).unwrap_err();

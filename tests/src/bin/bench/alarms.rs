@@ -40,12 +40,23 @@ struct Counts {
     tasks: BTreeSet<String>,
 }
 
-/// Loses packets for a while, then pauses daemons for as long.
-pub(crate) fn false_alarms(printer: &Printer, args: &LabArgs, length: Duration) -> Result<()> {
+/// What is disturbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disturbance {
+    /// Packets are lost.
+    Loss,
+    /// Daemons stand still for a moment.
+    Pause,
+}
+
+/// Disturbs five nodes for a while.
+pub(crate) fn false_alarms(printer: &Printer, args: &LabArgs, what: Disturbance, length: Duration) -> Result<()> {
     let lab = five_nodes(args)?;
     serve(&lab)?;
-    watch(printer, &lab, "loss", || lose_packets(&lab, length))?;
-    watch(printer, &lab, "pause", || pause_daemons(&lab, length))
+    match what {
+        Disturbance::Loss => watch(printer, &lab, "loss", || lose_packets(&lab, length)),
+        Disturbance::Pause => watch(printer, &lab, "pause", || pause_daemons(&lab, length)),
+    }
 }
 
 /// Counts alarms and replaced tasks while `disturb` does what it does.

@@ -21,6 +21,8 @@ mod idle;
 mod load;
 mod swarm;
 
+use alarms::Disturbance;
+
 /// Measure shoal on this machine
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
@@ -67,8 +69,10 @@ enum Name {
     FailoverCutKill,
     /// A node's cable is cut
     FailoverCut,
-    /// Nodes that live and are called dead: with 5% of packets lost, and with daemons that pause for 300 ms
-    FalseAlarms,
+    /// Nodes that live and are called dead while 5% of packets are lost
+    FalseAlarmsLoss,
+    /// Nodes that live and are called dead while each daemon pauses for 300 ms every 5 s
+    FalseAlarmsPause,
     /// A node is killed under 200 requests a second through another
     LoadKill,
     /// A node's cable is cut under the same load
@@ -188,7 +192,8 @@ fn run(args: &Args) -> Result<()> {
             Name::FailoverCrash => failover(Loss::Crash)?,
             Name::FailoverCutKill => failover(Loss::CutThenKill)?,
             Name::FailoverCut => failover(Loss::Cut)?,
-            Name::FalseAlarms => alarms::false_alarms(&printer, &lab, args.duration)?,
+            Name::FalseAlarmsLoss => alarms::false_alarms(&printer, &lab, Disturbance::Loss, args.duration)?,
+            Name::FalseAlarmsPause => alarms::false_alarms(&printer, &lab, Disturbance::Pause, args.duration)?,
             Name::LoadKill => load::under_load(&printer, &lab, Loss::Crash)?,
             Name::LoadCut => load::under_load(&printer, &lab, Loss::Cut)?,
         }

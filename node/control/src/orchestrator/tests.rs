@@ -356,6 +356,19 @@ fn a_task_that_ended_is_restarted_after_the_delay() {
 }
 
 #[test]
+fn a_task_that_ended_as_its_node_died_is_replaced_at_once() {
+    let mut world = World::new(2, &spec(1, "a", ""));
+    world.settle();
+    let node = world.nodes_used()[0];
+    world.end(1, TaskState::Failed, "exit 137");
+    assert!(world.plan().is_empty());
+    world.set_failed(node, true);
+    world.settle();
+    assert_ne!(world.nodes_used(), [node]);
+    assert_eq!(world.current().len(), 1);
+}
+
+#[test]
 fn restarts_obey_the_policy() {
     use TaskState::{Complete, Failed};
     for (name, policy, ends, want) in [

@@ -292,7 +292,9 @@ impl<'a, 'w> Work<'a, 'w> {
             }
             return;
         }
-        if now < ended + delay {
+        // A machine that dies may end its tasks a moment before: that is no fault of theirs to be slowed down for.
+        let fell_with_node = !is_rejected && self.is_lost(&slot.tasks[position]);
+        if now < ended + delay && !fell_with_node {
             self.wake_at(ended + delay);
             return;
         }

@@ -345,9 +345,14 @@ impl Control {
     /// Returns whether a peer's credential and its node record both make it a manager.
     fn is_manager(&self, node: NodeId) -> bool {
         let credential = if node == self.me { Some(self.role) } else { self.peers.get(&node).copied() };
+        credential.is_some_and(|credential| self.is_manager_by(node, credential))
+    }
+
+    /// Returns whether a node whose credential says this role acts as a manager.
+    pub fn is_manager_by(&self, node: NodeId, credential: Role) -> bool {
         // Of a node whose record has not come here yet, the root's signature has to do: it was admitted in that role.
         let recorded = self.store.node_spec(node).is_none_or(|spec| spec.role == Role::Manager);
-        credential == Some(Role::Manager) && recorded && !self.store.is_banned(node)
+        credential == Role::Manager && recorded && !self.store.is_banned(node)
     }
 
     fn role_of(&self, node: NodeId) -> Role {

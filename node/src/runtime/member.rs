@@ -205,7 +205,9 @@ impl Member {
 
     /// Serves one call of another node to this node's API.
     fn serve_peer(&self, from: NodeId, stream: crate::swarm::PeerStream) {
-        let is_manager = self.control.peers().get(&from) == Some(&Role::Manager);
+        // Asked of the link itself: its first calls may come here before the word that it is there.
+        let peer = self.swarm.peers().into_iter().find(|peer| peer.node == from);
+        let is_manager = peer.is_some_and(|peer| self.control.is_manager_by(from, peer.role));
         let router = self.router.clone();
         tokio::spawn(async move {
             if let Err(error) = super::backend::serve_peer(stream, router, is_manager).await {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -198,31 +199,31 @@ impl Node<'_> {
 
     /// Kills the daemon alone, as a crash of it does: its tasks run on.
     pub fn kill_daemon(self) -> Result<()> {
-        let pid = self.daemon().with_context(|| format!("node {} does not run", self.index))?;
-        process::signal(&process::hold([pid]), Signal::KILL);
-        self.wait_gone("its daemon is gone", || self.daemon().is_none())
+        let daemon = self.signal_daemon(Signal::KILL)?;
+        self.wait_gone("its daemon is gone", || process::have_ended(&daemon))
     }
 
     /// Asks the daemon to end and waits until it did; its tasks run on.
     pub fn stop(self) -> Result<()> {
-        self.signal_daemon(Signal::TERM)?;
-        self.wait_gone("its daemon is gone", || self.daemon().is_none())
+        let daemon = self.signal_daemon(Signal::TERM)?;
+        self.wait_gone("its daemon is gone", || process::have_ended(&daemon))
     }
 
     /// Stops the daemon's clock, so to speak: it neither runs nor dies.
     pub fn pause(self) -> Result<()> {
-        self.signal_daemon(Signal::STOP)
+        self.signal_daemon(Signal::STOP).map(|_| ())
     }
 
     /// Lets a paused daemon run on.
     pub fn resume(self) -> Result<()> {
-        self.signal_daemon(Signal::CONT)
+        self.signal_daemon(Signal::CONT).map(|_| ())
     }
 
-    fn signal_daemon(self, signal: Signal) -> Result<()> {
+    fn signal_daemon(self, signal: Signal) -> Result<Vec<OwnedFd>> {
         let pid = self.daemon().with_context(|| format!("node {} does not run", self.index))?;
-        process::signal(&process::hold([pid]), signal);
-        Ok(())
+        let daemon = process::hold([pid]);
+        process::signal(&daemon, signal);
+        Ok(daemon)
     }
 
     /// Kills everything of this node at once, as a power failure does: daemon, supervisors, containers, engine. Returns
@@ -246,7 +247,7 @@ impl Node<'_> {
             process::signal(&process::hold(left.iter().copied()), Signal::KILL);
             // The processes of a shared engine may have other numbers here than there: the engine has to kill them.
             let killed = engine::has_own(self.lab) || engine::kill_tasks(self, &id).is_ok();
-            left.is_empty() && killed
+            left.is_empty() && killed && process::have_ended(&held)
         })?;
         Ok(start)
     }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -102,6 +103,15 @@ pub fn signal(processes: &[OwnedFd], signal: Signal) {
         // The only failure of a signal from root is that the process is gone.
         let _ = pidfd_send_signal(process, signal);
     }
+}
+
+/// Returns whether all of some processes have ended and let go of what they had open. Their memory, and with it their
+/// arguments, goes earlier. Source: pidfd_open(2), a descriptor is readable once its process has ended.
+pub fn have_ended(processes: &[OwnedFd]) -> bool {
+    processes.iter().all(|process| {
+        let mut waiting = [PollFd::new(process, PollFlags::IN)];
+        poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    })
 }
 
 /// Unmounts everything below a directory.

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::{Duration, Instant};
+use std::str::FromStr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use shoal_tests::lab::{IMAGE, Lab, Node, process};
 use shoal_tests::shoal::text;
 use shoal_tests::wait::wait_until;
@@ -52,13 +55,26 @@ fn acknowledged_writes_survive_the_death_of_all() -> Result<()> {
     check(&cluster, writes_survive(&cluster))
 }
 
+fn from_env<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Another one each time: what one run does not hit, another may.
+fn seed_of_the_day() -> Result<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(since.as_secs() << 32 | u64::from(since.subsec_nanos()))
+}
+
 fn writes_survive(lab: &Lab) -> Result<()> {
-    let rounds: usize = std::env::var("SHOAL_E2E_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let rounds: usize = from_env("SHOAL_E2E_ROUNDS").unwrap_or(3);
+    let seed: u64 = from_env("SHOAL_SEED").map_or_else(seed_of_the_day, Ok)?;
+    println!("kills at the moments of SHOAL_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
     serve(lab, 3)?;
     let mut acknowledged = BTreeSet::new();
     let mut adopted = 0;
     for round in 0..rounds {
-        let stop = Instant::now() + Duration::from_millis(200 + 137 * (round as u64 % 7));
+        let stop = Instant::now() + Duration::from_millis(random.random_range(200..1200));
         std::thread::scope(|scope| -> Result<()> {
             let writer = scope.spawn(|| {
                 let mut written = Vec::new();

@@ -31,11 +31,21 @@ struct Look {
     slots: BTreeMap<String, (String, String)>,
 }
 
-/// Waits until the service has converged, it cannot, or the user interrupts (which leaves the service as it is).
-pub(crate) async fn wait(client: &Client, id: &str, name: &str, quiet: bool) -> Result<(), CliError> {
+/// What the user asked of the service that is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// To run a new spec.
+    Forward,
+    /// To run its previous spec again.
+    Back,
+}
+
+/// Waits until the service has converged, it cannot, or the user interrupts (which leaves the service as it is). An update
+/// that was rolled back is an error, though the service then runs well.
+pub(crate) async fn wait(client: &Client, id: &str, name: &str, asked: Asked, quiet: bool) -> Result<(), CliError> {
     let mut display = if quiet { Display::Silent } else { Display::new() };
     let result = tokio::select! {
-        result = converge(client, id, name, &mut display) => result,
+        result = converge(client, id, name, asked, &mut display) => result,
         _ = tokio::signal::ctrl_c() => {
             display.finish();
             eprintln!("Operation continuing in background.\nUse `shoal service ps {name}` to check progress.");
@@ -46,40 +56,45 @@ pub(crate) async fn wait(client: &Client, id: &str, name: &str, quiet: bool) -> 
     result
 }
 
-async fn converge(client: &Client, id: &str, name: &str, display: &mut Display) -> Result<(), CliError> {
+async fn converge(client: &Client, id: &str, name: &str, asked: Asked, display: &mut Display) -> Result<(), CliError> {
     let service_path = format!("/services/{}?status=true", escape(id));
     let tasks_path = format!("/tasks?{}", query(&[Filter::new("service", id), Filter::new("_up-to-date", "true")]));
     let mut converged_since: Option<Instant> = None;
+    let mut failure: Option<String> = None;
     loop {
         let service: Service = client.get(&service_path).await?;
         let tasks: Vec<Task> = client.get(&tasks_path).await?;
         let look = look(&service, &tasks);
-        let monitor = match &service.spec.update_config {
-            Some(config) if config.monitor > 0 => Duration::from_nanos(config.monitor),
-            _ => MONITOR_DEFAULT,
-        };
         let update = service.update_status.as_ref();
         let state = update.map_or("", |update| update.state.as_str());
         let message = update.map_or("", |update| update.message.as_str());
-        let all_run = look.running == look.total && state != "updating";
+        let policy =
+            if state.starts_with("rollback") { &service.spec.rollback_config } else { &service.spec.update_config };
+        let monitor = match policy {
+            Some(config) if config.monitor > 0 => Duration::from_nanos(config.monitor),
+            _ => MONITOR_DEFAULT,
+        };
+        let all_run = look.running == look.total && state != "updating" && state != "rollback_started";
         display.show(&look);
         match state {
             "paused" | "rollback_paused" => {
                 let what = if state == "paused" { "update" } else { "rollback" };
                 return Err(CliError::Failed(format!("service {what} paused: {message}")));
             }
+            "rollback_started" if asked == Asked::Forward && failure.is_none() => {
+                display.verify(message);
+                failure = Some(message.to_owned());
+            }
             // The update has watched its tasks for the monitor period already.
-            "completed" if all_run && look.total > 0 => {
-                display.verify(&format!("Service {name} converged"));
-                return Ok(());
+            "completed" | "rollback_completed" if all_run && look.total > 0 => {
+                return converged(name, failure, display);
             }
             _ => {}
         }
         if all_run {
             let since = *converged_since.get_or_insert_with(Instant::now);
             let Some(left) = monitor.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
-                display.verify(&format!("Service {name} converged"));
-                return Ok(());
+                return converged(name, failure, display);
             };
             let seconds = left.as_secs_f64().ceil();
             display.verify(&format!("Waiting {seconds} seconds to verify that tasks are stable..."));
@@ -87,6 +102,14 @@ async fn converge(client: &Client, id: &str, name: &str, display: &mut Display) 
             display.verify("Detected task failure");
         }
         tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+fn converged(name: &str, failure: Option<String>, display: &mut Display) -> Result<(), CliError> {
+    display.verify(&format!("Service {name} converged"));
+    match failure {
+        Some(reason) => Err(CliError::Failed(format!("service rolled back: {reason}"))),
+        None => Ok(()),
     }
 }
 

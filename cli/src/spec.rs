@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::{Map, Value, json};
 use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port};
 
@@ -68,7 +67,7 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "DURATION")]
     update_monitor: Option<Nanos>,
     /// Action on update failure
-    #[arg(long, value_parser = failure_action(), value_name = "ACTION")]
+    #[arg(long, value_parser = ["pause", "continue", "rollback"], value_name = "ACTION")]
     update_failure_action: Option<String>,
     /// Failure rate to tolerate during an update (0 to 1)
     #[arg(long, value_parser = ratio, value_name = "RATIO")]
@@ -76,6 +75,24 @@ pub(crate) struct SpecArgs {
     /// Update order
     #[arg(long, value_parser = ["stop-first", "start-first"], value_name = "ORDER")]
     update_order: Option<String>,
+    /// Maximum number of tasks rolled back simultaneously (0 to roll back all at once)
+    #[arg(long, value_name = "N")]
+    rollback_parallelism: Option<u64>,
+    /// Delay between task rollbacks (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION")]
+    rollback_delay: Option<Nanos>,
+    /// Duration after each task rollback to monitor for failure (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION")]
+    rollback_monitor: Option<Nanos>,
+    /// Action on rollback failure
+    #[arg(long, value_parser = ["pause", "continue"], value_name = "ACTION")]
+    rollback_failure_action: Option<String>,
+    /// Failure rate to tolerate during a rollback (0 to 1)
+    #[arg(long, value_parser = ratio, value_name = "RATIO")]
+    rollback_max_failure_ratio: Option<f64>,
+    /// Rollback order
+    #[arg(long, value_parser = ["stop-first", "start-first"], value_name = "ORDER")]
+    rollback_order: Option<String>,
     /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -91,11 +108,6 @@ pub(crate) struct SpecArgs {
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
-}
-
-/// The daemon refuses `rollback` in its own words, so it is read but not offered.
-fn failure_action() -> PossibleValuesParser {
-    ["pause", "continue"].map(PossibleValue::new).into_iter().chain([PossibleValue::new("rollback").hide(true)]).into()
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -165,6 +177,15 @@ impl SpecArgs {
             ("Order", self.update_order.as_ref().map(|order| json!(order))),
         ];
         set_policy(spec, &["UpdateConfig"], given, json!(UpdateConfig::default()));
+        let given = [
+            ("Parallelism", self.rollback_parallelism.map(|tasks| json!(tasks))),
+            ("Delay", self.rollback_delay.map(|delay| json!(delay.0))),
+            ("FailureAction", self.rollback_failure_action.as_ref().map(|action| json!(action))),
+            ("Monitor", self.rollback_monitor.map(|monitor| json!(monitor.0))),
+            ("MaxFailureRatio", self.rollback_max_failure_ratio.map(|ratio| json!(ratio))),
+            ("Order", self.rollback_order.as_ref().map(|order| json!(order))),
+        ];
+        set_policy(spec, &["RollbackConfig"], given, json!(UpdateConfig::default()));
     }
 
     fn apply_container(&self, spec: &mut Value) -> Result<(), CliError> {

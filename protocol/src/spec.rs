@@ -56,6 +56,11 @@ impl ServiceSpec {
     pub fn update_policy(&self) -> UpdateConfig {
         self.update_config.as_ref().map(UpdateConfig::normal).unwrap_or_default()
     }
+
+    /// Returns the policy for going back to the previous spec.
+    pub fn rollback_policy(&self) -> UpdateConfig {
+        self.rollback_config.as_ref().map(UpdateConfig::normal).unwrap_or_default()
+    }
 }
 
 /// What each task of a service runs, and where.

@@ -188,6 +188,8 @@ pub struct ServiceObject {
     pub spec: String,
     /// The spec before the last update.
     pub previous_spec: Option<String>,
+    /// Whether the last update took the previous spec back: its roll-back policy then applies.
+    pub rolled_back: bool,
     /// The published ports in force, with those filled in that the cluster chose.
     pub ports: Vec<PortConfig>,
 }
@@ -217,6 +219,12 @@ pub enum UpdateState {
     Paused,
     /// All tasks run the new spec.
     Completed,
+    /// The update failed or a user wants the previous spec back: tasks are being replaced, or will be once it is in force.
+    RollbackStarted,
+    /// Going back stopped after a failure; waits for a person.
+    RollbackPaused,
+    /// All tasks run the previous spec again.
+    RollbackCompleted,
 }
 
 /// A slot: the task that fills it, its predecessors, and why it is empty if it is.
@@ -379,6 +387,7 @@ mod round_trip {
             updated: WallTime(2),
             spec: "{}".to_owned(),
             previous_spec: None,
+            rolled_back: false,
             ports: vec![port.clone()],
         };
         let task = SlotTask { ports: vec![port], ..SlotTask::default() };

@@ -19,6 +19,8 @@ pub mod check;
 pub mod host;
 pub mod workload;
 
+pub use host::BROKEN_IMAGE;
+
 use host::Host;
 
 /// How a run is shaped.

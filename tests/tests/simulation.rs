@@ -7,9 +7,10 @@ use shoal_control::core::Faults;
 use shoal_control::lease;
 use shoal_protocol::ServiceId;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::value::UpdateState;
 use shoal_protocol::write::{Write, WriteError};
 use shoal_tests::sim::workload::{self, Report};
-use shoal_tests::sim::{Counts, Options, Sim};
+use shoal_tests::sim::{BROKEN_IMAGE, Counts, Options, Sim};
 
 /// Seeds of the storm, divided over this many tests so that they use all cores.
 const SEEDS: u64 = 520;
@@ -186,13 +187,17 @@ fn a_paused_holder_changes_nothing_when_it_wakes() {
 }
 
 fn scale(sim: &mut Sim, at: usize, id: ServiceId, replicas: u64) {
+    change(sim, at, id, |spec| spec["Mode"]["Replicated"]["Replicas"] = replicas.into());
+}
+
+fn change(sim: &mut Sim, at: usize, id: ServiceId, how: impl FnOnce(&mut serde_json::Value)) {
     let object = sim.hosts()[at].control().and_then(|control| control.store().service(id)).expect("it exists").clone();
     let mut spec: serde_json::Value = serde_json::from_str(&object.spec).expect("it was JSON");
-    spec["Mode"]["Replicated"]["Replicas"] = replicas.into();
+    how(&mut spec);
     let write = Write::UpdateService { id, version: object.index, spec: spec.to_string(), rollback: false };
     let request = sim.request(at, write);
     assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
-    sim.answer(request).expect("just seen").as_ref().expect("the service is scaled");
+    sim.answer(request).expect("just seen").as_ref().expect("the service is changed");
 }
 
 /// A holder schedules a third task and is paused while its words are on their way; the user changes their mind; a successor
@@ -248,4 +253,58 @@ fn all_nodes_at_once_come_back_with_everything_acknowledged() {
         sim.start(at);
     }
     settle(&mut sim, &wanted);
+}
+
+/// Updates a service of four to `image` while the holder of its shard dies after `until_crash` and comes back 3 s later.
+/// Returns where the update stands in the end, and the images that its tasks run.
+fn update_without_its_holder(seed: u64, image: &str, until_crash: Duration) -> (UpdateState, Vec<String>) {
+    let mut sim = Sim::new(Options::new(seed, 5));
+    let web = service(&mut sim, 0, 7, 4);
+    settle(&mut sim, &BTreeMap::from([(web, 4)]));
+    change(&mut sim, 0, web, |spec| {
+        spec["TaskTemplate"]["ContainerSpec"]["Image"] = image.into();
+        spec["UpdateConfig"] =
+            serde_json::json!({"Parallelism": 1, "Monitor": 500_000_000, "FailureAction": "rollback"});
+        spec["RollbackConfig"] = serde_json::json!({"Parallelism": 1, "Monitor": 500_000_000});
+    });
+    sim.run_for(until_crash);
+    let holder = holder_of(&sim, LeaseId::of_service(web));
+    if let Some(holder) = holder {
+        sim.crash(holder, false);
+        sim.run_for(Duration::from_secs(3));
+        sim.start(holder);
+    }
+    let progress = |sim: &Sim| sim.hosts()[0].control().and_then(|control| control.store().progress(web).cloned());
+    let is_over = |sim: &Sim| {
+        let ends = [UpdateState::Completed, UpdateState::Paused, UpdateState::RollbackCompleted];
+        progress(sim).is_some_and(|progress| ends.contains(&progress.state))
+    };
+    assert!(sim.run_until(Duration::from_secs(120), is_over), "seed {seed}: {:?}", progress(&sim));
+    settle(&mut sim, &BTreeMap::from([(web, 4)]));
+    let control = sim.hosts()[0].control().expect("it runs");
+    let image_of = |template: &str| -> String {
+        let template: serde_json::Value = serde_json::from_str(template).expect("it was JSON");
+        template["ContainerSpec"]["Image"].as_str().unwrap_or_default().to_owned()
+    };
+    let slots = control.store().slots(web);
+    let images = slots.flat_map(|(_, slot)| slot.current().map(|task| image_of(&task.template)).collect::<Vec<_>>());
+    (progress(&sim).expect("just seen").state, images.collect())
+}
+
+#[test]
+fn an_update_goes_on_when_its_holder_dies_at_any_moment() {
+    for seed in 0..40 {
+        let until_crash = Duration::from_millis(seed * 100);
+        let (state, images) = update_without_its_holder(seed, "better", until_crash);
+        assert_eq!((state, images), (UpdateState::Completed, vec!["better".to_owned(); 4]), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_failing_update_is_rolled_back_when_its_holder_dies_at_any_moment() {
+    for seed in 0..40 {
+        let until_crash = Duration::from_millis(seed * 100);
+        let (state, images) = update_without_its_holder(seed, BROKEN_IMAGE, until_crash);
+        assert_eq!((state, images), (UpdateState::RollbackCompleted, vec!["fake".to_owned(); 4]), "seed {seed}");
+    }
 }

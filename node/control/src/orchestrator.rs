@@ -40,6 +40,8 @@ pub struct Desired {
     pub index: u64,
     /// Its spec.
     pub spec: ServiceSpec,
+    /// Whether the spec is its previous one, taken back.
+    pub rolled_back: bool,
     /// The JSON of its task template, as the user sent it.
     pub template: String,
     /// Its published ports, with those filled in that the cluster chose.
@@ -52,6 +54,7 @@ impl Desired {
         Ok(Self {
             index: object.index,
             spec: ServiceSpec::read(&object.spec)?,
+            rolled_back: object.rolled_back,
             template: validate::task_template_json(&object.spec)?,
             ports: object.ports.clone(),
         })

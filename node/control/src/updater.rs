@@ -35,8 +35,10 @@ pub enum Phase {
 /// What the next step is decided from.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// The service's policy, gaps filled in.
+    /// The policy in force, gaps filled in: the service's for roll-backs when it rolls back, else for updates.
     pub policy: &'a UpdateConfig,
+    /// Whether the service's spec is its previous one, taken back.
+    pub rolls_back: bool,
     /// The service's index.
     pub index: u64,
     /// Where the last update stands.
@@ -74,26 +76,37 @@ pub fn step(input: &Input<'_>) -> Step {
     let Some(progress) = input.progress.filter(|progress| progress.index == input.index) else {
         return match (dirty.is_empty(), input.progress) {
             (false, _) => begin(input, &dirty),
+            // Whoever asked for it is told how it ended, though there may be no task to change.
+            (true, _) if input.rolls_back => begin(input, &dirty),
             (true, Some(_)) => Step { progress: Some(None), ..Step::default() },
             (true, None) => Step::default(),
         };
     };
     match progress.state {
-        UpdateState::Paused => Step::default(),
-        UpdateState::Completed if dirty.is_empty() => Step::default(),
-        UpdateState::Completed => begin(input, &dirty),
-        UpdateState::Updating => go_on(input, progress, &dirty),
+        UpdateState::Paused | UpdateState::RollbackPaused => Step::default(),
+        UpdateState::Completed | UpdateState::RollbackCompleted if dirty.is_empty() => Step::default(),
+        UpdateState::Completed | UpdateState::RollbackCompleted => begin(input, &dirty),
+        // The previous spec is not in force yet.
+        UpdateState::RollbackStarted if !input.rolls_back => Step::default(),
+        UpdateState::Updating | UpdateState::RollbackStarted => go_on(input, progress, &dirty),
     }
 }
 
+/// Returns whether an update of the present spec has failed so that the previous one is to be taken back.
+pub fn wants_rollback(progress: &Progress, index: u64, rolls_back: bool) -> bool {
+    progress.state == UpdateState::RollbackStarted && progress.index == index && !rolls_back
+}
+
 fn begin(input: &Input<'_>, dirty: &[(bool, SlotName)]) -> Step {
-    let progress = Progress {
-        index: input.index,
-        state: UpdateState::Updating,
-        started: input.now.wall,
-        completed: None,
-        message: "update in progress".to_owned(),
+    let (state, message) = match input.progress {
+        _ if !input.rolls_back => (UpdateState::Updating, "update in progress"),
+        Some(failed) if wants_rollback(failed, input.index.saturating_sub(1), false) => {
+            (UpdateState::RollbackStarted, failed.message.as_str())
+        }
+        Some(_) | None => (UpdateState::RollbackStarted, "manually requested rollback"),
     };
+    let message = message.to_owned();
+    let progress = Progress { index: input.index, state, started: input.now.wall, completed: None, message };
     Step { progress: Some(Some(progress)), ..batch(input, dirty) }
 }
 
@@ -103,8 +116,13 @@ fn go_on(input: &Input<'_>, progress: &Progress, dirty: &[(bool, SlotName)]) -> 
         && input.policy.failure_action != "continue"
         && input.failures as f64 > input.policy.max_failure_ratio * input.slots.len() as f64
     {
-        let message = format!("update paused due to failure or early termination of task {task}");
-        return store(Progress { state: UpdateState::Paused, message, ..progress.clone() });
+        let (state, what) = match (input.rolls_back, input.policy.failure_action.as_str()) {
+            (true, _) => (UpdateState::RollbackPaused, "rollback paused"),
+            (false, "rollback") => (UpdateState::RollbackStarted, "update rolled back"),
+            (false, _) => (UpdateState::Paused, "update paused"),
+        };
+        let message = format!("{what} due to failure or early termination of task {task}");
+        return store(Progress { state, message, ..progress.clone() });
     }
     if !dirty.is_empty() {
         return batch(input, dirty);
@@ -114,12 +132,15 @@ fn go_on(input: &Input<'_>, progress: &Progress, dirty: &[(bool, SlotName)]) -> 
     }
     match pending_ends(input, Duration::from_nanos(input.policy.monitor)).max() {
         Some(watched_until) => Step { wake: Some(watched_until), ..Step::default() },
-        None => store(Progress {
-            state: UpdateState::Completed,
-            completed: Some(input.now.wall),
-            message: "update completed".to_owned(),
-            ..progress.clone()
-        }),
+        None => {
+            let (state, message) = if input.rolls_back {
+                (UpdateState::RollbackCompleted, "rollback completed")
+            } else {
+                (UpdateState::Completed, "update completed")
+            };
+            let completed = Some(input.now.wall);
+            store(Progress { state, completed, message: message.to_owned(), ..progress.clone() })
+        }
     }
 }
 

@@ -93,6 +93,7 @@ fn service(store: &mut Store, id: ServiceId, spec: &str, index: u64) {
         updated: WallTime(1_795_398_702_500_000_000),
         spec: spec.to_owned(),
         previous_spec: (index > 1).then(|| spec.to_owned()),
+        rolled_back: false,
         ports,
     };
     put(store, Key::Service(id), &value::Value::Service(object));

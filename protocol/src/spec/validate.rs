@@ -149,7 +149,6 @@ const SUPPORTED: &[&str] = &[
     "UpdateConfig.Monitor",
     "UpdateConfig.MaxFailureRatio",
     "UpdateConfig.Order",
-    // Compared with the defaults by `validate`.
     "RollbackConfig.Parallelism",
     "RollbackConfig.Delay",
     "RollbackConfig.FailureAction",
@@ -281,10 +280,10 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     validate_placement(spec)?;
     validate_mode(spec)?;
     if let Some(policy) = &spec.update_config {
-        validate_update(policy)?;
+        validate_update(policy, "update", &["pause", "continue", "rollback"])?;
     }
-    if spec.rollback_config.as_ref().is_some_and(|policy| policy.normal() != UpdateConfig::default()) {
-        return Err(SpecError::Unsupported("a rollback policy of its own is".to_owned()));
+    if let Some(policy) = &spec.rollback_config {
+        validate_update(policy, "rollback", &["pause", "continue"])?;
     }
     validate_endpoint(spec)
 }
@@ -336,18 +335,18 @@ fn validate_mode(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
 }
 
-fn validate_update(policy: &UpdateConfig) -> Result<(), SpecError> {
-    match policy.failure_action.as_str() {
-        "" | "pause" | "continue" => {}
-        "rollback" => return Err(SpecError::Unsupported("the update failure action 'rollback' is".to_owned())),
-        other => return invalid(format!("unrecognized update failure action {other}")),
+/// Checks the policy of an `update` or `rollback`, which is what `kind` says.
+fn validate_update(policy: &UpdateConfig, kind: &str, actions: &[&str]) -> Result<(), SpecError> {
+    let action = policy.failure_action.as_str();
+    if !action.is_empty() && !actions.contains(&action) {
+        return invalid(format!("unrecognized {kind} failure action {action}"));
     }
     match policy.order.as_str() {
         "" | "stop-first" | "start-first" => {}
-        other => return invalid(format!("unrecognized update order {other}")),
+        other => return invalid(format!("unrecognized {kind} order {other}")),
     }
     if !(0.0..=1.0).contains(&policy.max_failure_ratio) {
-        return invalid("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1");
+        return invalid(format!("TaskSpec: {kind}-maxfailureratio cannot be less than 0 or bigger than 1"));
     }
     Ok(())
 }

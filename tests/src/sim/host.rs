@@ -16,11 +16,15 @@ use shoal_protocol::{ClusterId, Key, NodeId, Now, ServiceId, TaskId, Time, WallT
 
 use super::Happening;
 
+/// An image whose containers can be made but not started.
+pub const BROKEN_IMAGE: &str = "broken";
+
 /// A container on a simulated machine. It outlives its daemon.
 #[derive(Debug, Clone)]
 pub struct Container {
     service: ServiceId,
     slot: SlotName,
+    is_broken: bool,
     running: Option<Running>,
     exited: Option<i32>,
 }
@@ -207,6 +211,7 @@ impl Host {
                 self.containers.entry(task).or_insert(Container {
                     service: plan.service,
                     slot: plan.slot,
+                    is_broken: plan.image == BROKEN_IMAGE,
                     running: None,
                     exited: None,
                 });
@@ -220,6 +225,9 @@ impl Host {
                     started: WallTime(1),
                 };
                 match self.containers.get_mut(&task) {
+                    Some(container) if container.is_broken => {
+                        DriverReport::Failed { error: "no such program".to_owned() }
+                    }
                     Some(container) => {
                         container.running = Some(running.clone());
                         DriverReport::Started(running)

@@ -13,7 +13,7 @@ use crate::model::Created;
 use crate::mounts::{self, MountFlag};
 use crate::output::print;
 use crate::ports::Publish;
-use crate::progress;
+use crate::progress::{self, Asked};
 use crate::spec::{self, SpecArgs, set};
 
 /// Flags of `service create`.
@@ -73,7 +73,7 @@ pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliErro
     if wait.detach {
         return Ok(());
     }
-    progress::wait(client, &created.id, &created.id, wait.quiet).await
+    progress::wait(client, &created.id, &created.id, Asked::Forward, wait.quiet).await
 }
 
 fn build(args: CreateArgs) -> Result<Value, CliError> {

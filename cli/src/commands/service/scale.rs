@@ -9,7 +9,7 @@ use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
 use crate::model::Updated;
 use crate::output::print;
-use crate::progress;
+use crate::progress::{self, Asked};
 use crate::spec::set;
 
 /// Flags of `service scale`.
@@ -54,7 +54,7 @@ pub(crate) async fn run(client: &Client, args: ScaleArgs) -> Result<(), CliError
     }
     if !args.wait.detach {
         for (id, name) in scaled {
-            if let Err(error) = progress::wait(client, &id, name, args.wait.quiet).await {
+            if let Err(error) = progress::wait(client, &id, name, Asked::Forward, args.wait.quiet).await {
                 failures.push(format!("{name}: {error}"));
             }
         }

@@ -10,8 +10,9 @@ use crate::model::Updated;
 use crate::mounts::{self, MountFlag};
 use crate::output::print;
 use crate::ports::Publish;
+use crate::progress::{self, Asked};
 use crate::spec::{self, SpecArgs, set, slot};
-use crate::{progress, words};
+use crate::words;
 
 /// Flags of `service update`.
 #[derive(Debug, clap::Args)]
@@ -122,7 +123,8 @@ async fn send(
     let updated: Option<Updated> = client.post(&path, spec).await?;
     warn(&updated.unwrap_or_default().warnings);
     print(&format!("{name}\n"))?;
-    if wait.detach { Ok(()) } else { progress::wait(client, id, name, wait.quiet).await }
+    let asked = if rollback { Asked::Back } else { Asked::Forward };
+    if wait.detach { Ok(()) } else { progress::wait(client, id, name, asked, wait.quiet).await }
 }
 
 fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {

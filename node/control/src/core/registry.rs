@@ -103,8 +103,15 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
         return Err(WriteError::Precondition(format!("the cluster has {SERVICES_MAX} services, which is the limit")));
     }
     let ports = allocate_ports(id, &spec, &[], store)?;
-    let service =
-        ServiceObject { index: 1, created: now, updated: now, spec: json.to_owned(), previous_spec: None, ports };
+    let service = ServiceObject {
+        index: 1,
+        created: now,
+        updated: now,
+        spec: json.to_owned(),
+        previous_spec: None,
+        rolled_back: false,
+        ports,
+    };
     Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1))
 }
 
@@ -149,6 +156,7 @@ fn update_service(
         updated: now,
         spec: json.to_owned(),
         previous_spec: Some(current.spec.clone()),
+        rolled_back: rollback,
         ports,
     };
     Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index))

@@ -20,10 +20,14 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// Without a quorum for this long a write is refused instead of waiting.
 pub(super) const NO_QUORUM_AFTER: Duration = Duration::from_secs(5);
 
-/// Writes of this node's users.
+/// From here on identifiers are of writes that the node itself asks for; the shells count theirs up from 1.
+const OWN_FIRST: RequestId = 1 << 63;
+
+/// Writes of this node's users, and of the node itself.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     waiting: BTreeMap<RequestId, Waiting>,
+    own: u64,
 }
 
 #[derive(Debug)]
@@ -43,6 +47,16 @@ impl Requests {
         Ok(())
     }
 
+    /// Takes in a write that the node itself asks for, unless the same is under way. Whoever wants it asks again until it
+    /// sees it done, so nobody waits for its answer.
+    pub(super) fn add_own(&mut self, write: Write, now: Time) {
+        let is_under_way = self.waiting.range(OWN_FIRST..).any(|(_, waiting)| waiting.write == write);
+        if !is_under_way && self.waiting.len() < WAITING_MAX {
+            self.own += 1;
+            self.waiting.insert(OWN_FIRST + self.own, Waiting { write, since: now, sent: None });
+        }
+    }
+
     /// Returns the writes to send to the present holder now, and notes that they were.
     pub(super) fn take_due(&mut self, holder: NodeId, now: Time) -> Vec<(RequestId, Write)> {
         let mut due = Vec::new();
@@ -59,9 +73,9 @@ impl Requests {
         due
     }
 
-    /// Removes a write that was answered. Returns whether it was still waiting.
+    /// Removes a write that was answered. Returns whether somebody still waits for the answer.
     pub(super) fn answered(&mut self, request: RequestId) -> bool {
-        self.waiting.remove(&request).is_some()
+        self.waiting.remove(&request).is_some() && request < OWN_FIRST
     }
 
     /// Notes that the node a write was sent to could not carry it out: it will be sent again.
@@ -71,7 +85,7 @@ impl Requests {
         }
     }
 
-    /// Removes and returns the writes that waited too long. `quorum_lost` is how long there has been no quorum.
+    /// Removes the writes that waited too long and returns those that somebody waits for. `quorum_lost` is how long there has been no quorum.
     pub(super) fn expired(&mut self, quorum_lost: Option<Duration>, now: Time) -> Vec<(RequestId, WriteError)> {
         let hopeless = quorum_lost.is_some_and(|lost| lost >= NO_QUORUM_AFTER);
         let reason = if quorum_lost.is_some() {
@@ -90,9 +104,8 @@ impl Requests {
             .collect();
         expired
             .into_iter()
-            .filter_map(|request| {
-                self.waiting.remove(&request).map(|_| (request, WriteError::NoQuorum(reason.to_owned())))
-            })
+            .filter(|request| self.answered(*request))
+            .map(|request| (request, WriteError::NoQuorum(reason.to_owned())))
             .collect()
     }
 

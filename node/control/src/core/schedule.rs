@@ -1,18 +1,24 @@
 //! Scheduling as the holder of shards: when to look at which service, and what to write of the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use rand::RngExt;
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{Reservations, TaskTemplate};
 use shoal_protocol::value::{Slot, Value};
+use shoal_protocol::write::Write;
 use shoal_protocol::{Key, Now, ServiceId, Stamp, TaskId, TaskState};
 
 use super::Control;
 use crate::orchestrator::{self, Desired, Input, Plan, occupies};
 use crate::scheduler::{Cluster, Node};
+use crate::updater;
 use crate::view::Health;
+
+/// How often a roll-back that is not carried out yet is asked for.
+const TAKE_BACK_EVERY: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Plans every service of this node's shards that something happened to. Returns whether anything was written.
@@ -35,6 +41,7 @@ impl Control {
                 self.wakes.insert(service, wake);
             }
             moved |= self.write_plan(service, epoch, plan);
+            self.take_back(service, now);
         }
         moved
     }
@@ -138,6 +145,19 @@ impl Control {
             self.wakes.remove(&service);
         }
         moved
+    }
+
+    /// Asks for the previous spec of a service whose update failed. Objects are the registry holder's to write.
+    fn take_back(&mut self, service: ServiceId, now: Now) {
+        let (Some(object), Some(progress)) = (self.store.service(service), self.store.progress(service)) else {
+            return;
+        };
+        if updater::wants_rollback(progress, object.index, object.rolled_back) {
+            let write =
+                Write::UpdateService { id: service, version: object.index, spec: String::new(), rollback: true };
+            self.requests.add_own(write, now.time);
+            self.wakes.insert(service, now.time + TAKE_BACK_EVERY);
+        }
     }
 
     fn unstarted(&self, service: ServiceId, epoch: u64) -> Vec<(SlotName, Slot)> {

@@ -52,6 +52,7 @@ impl World {
             updated: WallTime(0),
             spec: spec.to_owned(),
             previous_spec: None,
+            rolled_back: false,
             ports: ServiceSpec::read(spec).unwrap().endpoint_spec.ports,
         };
         self.desired = Some(Desired::of(&object).unwrap());

@@ -49,7 +49,7 @@ impl<'a, 'w> Work<'a, 'w> {
         ids: &'w mut dyn FnMut() -> TaskId,
     ) -> Self {
         let request = Request::new(input.service, &desired.spec.task_template, &desired.ports);
-        let policy = desired.spec.update_policy();
+        let policy = if desired.rolled_back { desired.spec.rollback_policy() } else { desired.spec.update_policy() };
         Self {
             input,
             desired,
@@ -148,7 +148,8 @@ impl<'a, 'w> Work<'a, 'w> {
         let updating = self
             .input
             .progress
-            .filter(|progress| progress.index == self.desired.index && progress.state == UpdateState::Updating)
+            .filter(|progress| progress.index == self.desired.index)
+            .filter(|progress| matches!(progress.state, UpdateState::Updating | UpdateState::RollbackStarted))
             .map(|progress| progress.index);
         for task in self.input.slots.values().flat_map(|slot| slot.tasks.iter()).filter(|task| is_current(task)) {
             let (Some(node), Some(state)) = (task.node, reported(task, &self.input)) else { continue };

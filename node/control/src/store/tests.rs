@@ -40,8 +40,16 @@ pub(super) fn node_object(spec: &str) -> Value {
 
 pub(super) fn service_object(spec: &str) -> Value {
     let (created, updated) = (WallTime(1), WallTime(2));
-    let (previous_spec, ports) = (None, Vec::new());
-    Value::Service(ServiceObject { index: 1, created, updated, spec: spec.to_owned(), previous_spec, ports })
+    let (previous_spec, rolled_back, ports) = (None, false, Vec::new());
+    Value::Service(ServiceObject {
+        index: 1,
+        created,
+        updated,
+        spec: spec.to_owned(),
+        previous_spec,
+        rolled_back,
+        ports,
+    })
 }
 
 pub(super) fn report(message: &str) -> Value {

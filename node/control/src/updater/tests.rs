@@ -41,6 +41,7 @@ fn slots_are_taken_as_the_policy_says() {
         let progress = progress(2, UpdateState::Updating);
         let step = step(&Input {
             policy: &policy,
+            rolls_back: false,
             index: 2,
             progress: Some(&progress),
             slots: &slots(&phases),
@@ -80,6 +81,7 @@ fn an_update_begins_ends_and_pauses() {
         let stored = stored.map(|(index, state)| progress(index, state));
         let step = step(&Input {
             policy,
+            rolls_back: false,
             index: 2,
             progress: stored.as_ref(),
             slots: &slots(&phases),
@@ -101,6 +103,7 @@ fn messages_are_swarms() {
     let message = |phases: &[Phase], failed: bool| {
         let input = Input {
             policy: &policy,
+            rolls_back: false,
             index: 2,
             progress: Some(&stored),
             slots: &slots(phases),
@@ -115,4 +118,68 @@ fn messages_are_swarms() {
     let paused = message(&[OLD], true);
     let want = "update paused due to failure or early termination of task 0000000000000000000000000";
     assert_eq!((paused.message.as_str(), paused.completed), (want, None));
+}
+
+#[test]
+fn a_failed_update_is_rolled_back_by_the_other_policy() {
+    use UpdateState::{Completed, Paused, RollbackCompleted, RollbackPaused, RollbackStarted, Updating};
+    let back = UpdateConfig { failure_action: "rollback".to_owned(), ..UpdateConfig::default() };
+    let pause = UpdateConfig::default();
+    let go_on = UpdateConfig { failure_action: "continue".to_owned(), ..UpdateConfig::default() };
+    let failed = "update rolled back due to failure or early termination of task 0000000000000000000000009";
+    let asked = "manually requested rollback";
+    let paused = "rollback paused due to failure or early termination of task 0000000000000000000000009";
+    for (name, policy, rolls_back, (index, state, message), phases, failures, want) in [
+        ("it fails", &back, false, (2, Updating, ""), vec![OLD], 1, Some((RollbackStarted, failed, 0))),
+        ("it waits for the previous spec", &back, false, (2, RollbackStarted, failed), vec![OLD], 1, None),
+        (
+            "which says why",
+            &pause,
+            true,
+            (1, RollbackStarted, failed),
+            vec![OLD],
+            0,
+            Some((RollbackStarted, failed, 1)),
+        ),
+        ("users say it themselves", &pause, true, (1, Completed, ""), vec![OLD], 0, Some((RollbackStarted, asked, 1))),
+        ("even in a pause", &pause, true, (1, Paused, ""), vec![OLD], 0, Some((RollbackStarted, asked, 1))),
+        ("even for no task", &pause, true, (1, Completed, ""), vec![KEPT], 0, Some((RollbackStarted, asked, 0))),
+        (
+            "going back ends",
+            &pause,
+            true,
+            (2, RollbackStarted, asked),
+            vec![KEPT],
+            0,
+            Some((RollbackCompleted, "rollback completed", 0)),
+        ),
+        ("or fails", &pause, true, (2, RollbackStarted, asked), vec![OLD], 1, Some((RollbackPaused, paused, 0))),
+        ("or goes on", &go_on, true, (2, RollbackStarted, asked), vec![NEW_AT_5, Phase::Moving], 1, None),
+        ("and then it stays", &pause, true, (2, RollbackPaused, paused), vec![OLD], 1, None),
+        ("so does its end", &pause, true, (2, RollbackCompleted, ""), vec![KEPT], 0, None),
+        (
+            "a next spec is an update",
+            &pause,
+            false,
+            (1, RollbackCompleted, ""),
+            vec![OLD],
+            0,
+            Some((Updating, "update in progress", 1)),
+        ),
+    ] {
+        let stored = Progress { message: message.to_owned(), ..progress(index, state) };
+        let step = step(&Input {
+            policy,
+            rolls_back,
+            index: 2,
+            progress: Some(&stored),
+            slots: &slots(&phases),
+            failures,
+            failed: (failures > 0).then_some(TaskId(9)),
+            now: at(20),
+        });
+        let got = step.progress.map(|progress| progress.unwrap());
+        let got = got.as_ref().map(|progress| (progress.state, progress.message.as_str(), step.start.len()));
+        assert_eq!(got, want, "{name}");
+    }
 }

@@ -20,6 +20,7 @@ impl Work<'_, '_> {
         let (failures, failed) = self.memory.update_failures(self.desired.index);
         let step = updater::step(&updater::Input {
             policy: &self.policy,
+            rolls_back: self.desired.rolled_back,
             index: self.desired.index,
             progress: self.progress.as_ref(),
             slots: &phases,

@@ -17,6 +17,7 @@ mod ports;
 mod rejoin;
 mod strangers;
 mod udp;
+mod updates;
 mod watch;
 
 const START_WAIT: Duration = Duration::from_secs(30);

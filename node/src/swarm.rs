@@ -21,11 +21,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_protocol::message::PeerMessage;
-use shoal_protocol::token::{JoinSecret, Role};
+use shoal_protocol::token::{JoinSecret, Role, RoleGrant};
 use shoal_protocol::{NodeId, WallTime, codec};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::identity::{Membership, NodeKey};
+use crate::identity::{ManagerKey, Membership, NodeKey};
 
 mod address;
 mod behaviour;
@@ -97,7 +97,7 @@ pub enum SwarmEvent {
         /// Which.
         node: NodeId,
         /// What its credential says.
-        role: Role,
+        granted: RoleGrant,
         /// Where it says that it can be dialled.
         address: SocketAddr,
     },
@@ -126,10 +126,15 @@ pub enum SwarmEvent {
         from: NodeId,
         /// Its key.
         public_key: [u8; 32],
-        /// The role of its present credential.
-        role: Role,
-        /// Where the new credential (DER), or the reason why there is none, goes.
-        reply: oneshot::Sender<Result<Vec<u8>, String>>,
+        /// Where the new credential, or the reason why there is none, goes.
+        reply: oneshot::Sender<Result<Renewed, String>>,
+    },
+    /// A linked node has shown a new credential.
+    Refreshed {
+        /// Which.
+        node: NodeId,
+        /// What it says.
+        granted: RoleGrant,
     },
     /// A linked node opened a tunnel.
     Tunnel {
@@ -213,6 +218,15 @@ pub struct JoinReply {
     pub peers: Vec<(NodeId, SocketAddr)>,
 }
 
+/// What a member gets that asks for its next credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The credential, DER.
+    pub credential: Vec<u8>,
+    /// The key that managers have, if the credential is a manager's.
+    pub manager_key: Option<ManagerKey>,
+}
+
 /// Members named to a joining node at most; it learns of the others by gossip.
 pub const JOIN_PEERS_MAX: usize = 128;
 
@@ -248,7 +262,7 @@ pub struct PeerInfo {
     /// Which.
     pub node: NodeId,
     /// What its credential says.
-    pub role: Role,
+    pub granted: RoleGrant,
     /// Where it says that it can be dialled.
     pub address: SocketAddr,
 }
@@ -326,11 +340,12 @@ impl SwarmHandle {
         self.shared.change(|wanted| wanted.check = true);
     }
 
-    /// Replaces this node's place in a cluster. Links to members of another cluster are closed; without a place all are.
+    /// Replaces this node's place in a cluster and shows it on all links, which go on. Links to members of another cluster are
+    /// closed; without a place all are.
     pub fn set_membership(&self, membership: Option<Membership>) -> Result<(), SwarmError> {
         let credentials = membership.map(shared::Credentials::new).transpose()?;
         self.shared.admission_mut().credentials = credentials;
-        self.shared.change(|wanted| wanted.check = true);
+        self.shared.change(|wanted| (wanted.check, wanted.introduce) = (true, true));
         Ok(())
     }
 

@@ -26,6 +26,23 @@ pub enum Role {
     Manager,
 }
 
+/// A role as a credential grants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct RoleGrant {
+    /// The role.
+    pub role: Role,
+    /// The index of the node's record by which it was granted. Who has a record with a lower index has not heard of the grant
+    /// yet; one with a greater index may have taken it back.
+    pub index: u64,
+}
+
+impl RoleGrant {
+    /// Returns the grant of a node's first record.
+    pub fn first(role: Role) -> Self {
+        Self { role, index: 1 }
+    }
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -290,6 +290,8 @@ pub struct NodeStatus {
     pub version: String,
     /// Published ports of the cluster that it could not open, with the reason.
     pub port_errors: BTreeMap<u16, String>,
+    /// The version of the voter set under which it is ready to vote; 0 if it is no voter, or not yet.
+    pub votes: u64,
     /// Whether it announced that it goes away for a moment; its tasks are kept for 30 s.
     pub restarting: bool,
 }

@@ -17,6 +17,7 @@ use shoal_protocol::{ClusterId, NodeId, Now, Time, WallTime};
 
 pub mod check;
 pub mod host;
+mod roles;
 pub mod workload;
 
 pub use host::BROKEN_IMAGE;
@@ -52,6 +53,8 @@ enum Happening {
     Wake,
     /// An event reaches a node, if it still is in the life it was meant for.
     Event { life: u64, event: Box<Event> },
+    /// A manager answers a node that asked for another credential.
+    Renewed { life: u64 },
     /// A batch reaches a node's disk.
     Disk { life: u64, token: u64, batch: Box<shoal_control::core::PersistBatch> },
 }
@@ -95,6 +98,8 @@ pub struct Counts {
     pub delayed: u64,
     /// Processes of lease holders paused.
     pub pauses: u64,
+    /// Nodes that somebody wanted to have another role, or the same again.
+    pub roles: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -104,6 +109,7 @@ impl std::ops::AddAssign for Counts {
         self.lost += other.lost;
         self.delayed += other.delayed;
         self.pauses += other.pauses;
+        self.roles += other.roles;
     }
 }
 
@@ -155,7 +161,7 @@ impl Sim {
         }
         sim.found();
         for index in 1..options.nodes {
-            let write = Write::AdmitNode { id: sim.hosts[index].id, role: sim.hosts[index].role };
+            let write = Write::AdmitNode { id: sim.hosts[index].id, role: sim.hosts[index].granted.role };
             let request = sim.request(0, write);
             assert!(
                 sim.run_until(Duration::from_secs(30), |sim| sim.answers.contains_key(&request)),
@@ -243,7 +249,7 @@ impl Sim {
 
     fn connect(&mut self, a: usize, b: usize) {
         for (at, peer) in [(a, b), (b, a)] {
-            let up = Event::PeerUp { node: self.hosts[peer].id, role: self.hosts[peer].role };
+            let up = Event::PeerUp { node: self.hosts[peer].id, granted: self.hosts[peer].granted };
             let life = self.hosts[at].life;
             self.queue(Duration::from_millis(5), at, Happening::Event { life, event: Box::new(up) });
         }
@@ -365,7 +371,8 @@ impl Sim {
                 host.write_disk(*batch);
                 host.handle(Event::Persisted { token }, now);
             }
-            Happening::Event { .. } | Happening::Disk { .. } => return,
+            Happening::Renewed { life } if life == host.life => self.renew(node),
+            Happening::Event { .. } | Happening::Disk { .. } | Happening::Renewed { .. } => return,
         }
         self.perform(node);
         self.history.observe(&self.hosts, self.now, self.options.seed);
@@ -400,6 +407,7 @@ impl Sim {
                 Action::Removed => self.hosts[index].crash(true),
             }
         }
+        self.watch_role(index);
         if let Some(at) = self.hosts[index].next_wake(self.now) {
             let after = at.since(self.now);
             self.queue(after, index, Happening::Wake);

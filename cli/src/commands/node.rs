@@ -4,6 +4,7 @@ mod inspect;
 mod ls;
 mod ps;
 mod rm;
+mod role;
 mod update;
 
 use clap::Subcommand;
@@ -22,6 +23,10 @@ pub(crate) enum NodeCommand {
     Ps(ps::PsArgs),
     /// Display detailed information on one or more nodes
     Inspect(inspect::InspectArgs),
+    /// Promote one or more nodes to manager in the swarm
+    Promote(role::RoleArgs),
+    /// Demote one or more nodes from manager in the swarm
+    Demote(role::RoleArgs),
     /// Update a node
     Update(update::UpdateArgs),
     /// Remove one or more nodes from the swarm
@@ -36,6 +41,8 @@ impl NodeCommand {
             Self::Ls(args) => ls::run(client, args).await,
             Self::Ps(args) => ps::run(client, args).await,
             Self::Inspect(args) => inspect::run(client, args).await,
+            Self::Promote(args) => role::run(client, args, role::Role::Manager).await,
+            Self::Demote(args) => role::run(client, args, role::Role::Worker).await,
             Self::Update(args) => update::run(client, args).await,
             Self::Rm(args) => rm::run(client, args).await,
         }

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::record::Record;
 use shoal_protocol::spec::{PublishedPort, Reservations, TaskTemplate};
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, Key, NodeId, Now, ServiceId, TaskId, Time};
 
@@ -36,10 +36,12 @@ mod messages;
 mod outbox;
 mod repair;
 mod requests;
+mod roles;
 mod schedule;
 mod sweep;
 mod troubles;
 mod writes;
+mod yielding;
 
 pub use event::{Action, Event, PersistBatch, RequestId};
 
@@ -54,7 +56,7 @@ pub struct Boot {
     /// Its cluster.
     pub cluster: ClusterId,
     /// The role in its credential.
-    pub role: Role,
+    pub granted: RoleGrant,
     /// Counted up durably with every start of the daemon.
     pub incarnation: u64,
     /// The records on disk.
@@ -90,7 +92,7 @@ pub struct Faults {
 #[derive(Debug)]
 pub struct Control {
     me: NodeId,
-    role: Role,
+    granted: RoleGrant,
     incarnation: u64,
     status_seq: u64,
     status: NodeStatus,
@@ -106,7 +108,7 @@ pub struct Control {
     troubles: troubles::Troubles,
     commit: commit::Commit,
     holds: holds::Holds,
-    peers: BTreeMap<NodeId, Role>,
+    peers: BTreeMap<NodeId, RoleGrant>,
     addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
     alive_since: BTreeMap<NodeId, Time>,
     /// Probes made for others: own number to (asker, their number).
@@ -115,6 +117,9 @@ pub struct Control {
     catching_up: BTreeMap<u64, CatchUp>,
     late: BTreeSet<Key>,
     tombstones: Tombstones,
+    yielding: yielding::Yielding,
+    /// The voter set under which this node has said that it is ready to vote.
+    votes_said: u64,
     next_sweep: Time,
     templates: BTreeMap<TaskId, Result<Arc<TaskTemplate>, String>>,
     dirty: Dirty,
@@ -176,7 +181,7 @@ impl Control {
         };
         let mut control = Self {
             me: boot.me,
-            role: boot.role,
+            granted: boot.granted,
             incarnation: boot.incarnation,
             status_seq: 0,
             agent: Agent::new(identity),
@@ -200,6 +205,8 @@ impl Control {
             catching_up: BTreeMap::new(),
             late: BTreeSet::new(),
             tombstones: Tombstones::new(),
+            yielding: yielding::Yielding::default(),
+            votes_said: 0,
             next_sweep: now.time + SWEEP_EVERY,
             templates: BTreeMap::new(),
             dirty: Dirty {
@@ -243,7 +250,7 @@ impl Control {
         }
         match event {
             Event::Tick => self.tick(now),
-            Event::PeerUp { node, role } => self.peer_up(node, role, now),
+            Event::PeerUp { node, granted } => self.peer_up(node, granted, now),
             Event::PeerDown { node } => self.peer_down(node, now),
             Event::Message { from, message } => self.handle_message(from, message, now),
             Event::Persisted { token } => self.persisted(token, now),
@@ -262,6 +269,7 @@ impl Control {
                     self.say_status();
                 }
             }
+            Event::Granted(granted) => self.set_granted(granted, now),
             Event::Banned => self.end(),
             Event::Leave { restarting } => self.leave(restarting, now),
         }
@@ -305,6 +313,7 @@ impl Control {
             moved |= self.update_candidates(now);
             moved |= self.drain_leases(now);
             moved |= self.use_leases(now);
+            moved |= self.say_readiness();
             moved |= self.take_changes();
             moved |= self.pass_on(now);
             moved |= self.reconcile(now);
@@ -324,11 +333,11 @@ impl Control {
         self.outbox.push(Action::Removed);
     }
 
-    fn peer_up(&mut self, node: NodeId, role: Role, now: Now) {
-        self.peers.insert(node, role);
+    fn peer_up(&mut self, node: NodeId, granted: RoleGrant, now: Now) {
+        self.peers.insert(node, granted);
         self.view.handle_event(view::Event::Connected { node }, now.time);
         // Whoever just connected may have missed anything, and so may this node.
-        if role == Role::Manager && !self.faults.no_repair {
+        if granted.role == Role::Manager && !self.faults.no_repair {
             self.repair.want(node);
         }
         self.say_everything_to(node);
@@ -340,23 +349,6 @@ impl Control {
         self.repair.forget(node);
         self.view.handle_event(view::Event::Disconnected { node }, now.time);
         self.dirty.candidates = true;
-    }
-
-    /// Returns whether a peer's credential and its node record both make it a manager.
-    fn is_manager(&self, node: NodeId) -> bool {
-        let credential = if node == self.me { Some(self.role) } else { self.peers.get(&node).copied() };
-        credential.is_some_and(|credential| self.is_manager_by(node, credential))
-    }
-
-    /// Returns whether a node whose credential says this role acts as a manager.
-    pub fn is_manager_by(&self, node: NodeId, credential: Role) -> bool {
-        // Of a node whose record has not come here yet, the root's signature has to do: it was admitted in that role.
-        let recorded = self.store.node_spec(node).is_none_or(|spec| spec.role == Role::Manager);
-        credential == Role::Manager && recorded && !self.store.is_banned(node)
-    }
-
-    fn role_of(&self, node: NodeId) -> Role {
-        if self.is_manager(node) { Role::Manager } else { Role::Worker }
     }
 }
 
@@ -458,7 +450,7 @@ impl Control {
     }
 
     /// Returns how many nodes' processes are connected.
-    pub fn peers(&self) -> &BTreeMap<NodeId, Role> {
+    pub fn peers(&self) -> &BTreeMap<NodeId, RoleGrant> {
         &self.peers
     }
 

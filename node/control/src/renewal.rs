@@ -1,5 +1,6 @@
 //! When a node asks for its next credential, and whom.
 //!
+//! Mostly because the present one ends; at once when it should say something else, because the node was promoted or demoted.
 //! A credential is renewed long before it ends, so a cluster may be without managers for weeks. Time, the managers that can be
 //! asked and randomness are arguments; how a credential is issued and kept is the shells' business.
 
@@ -21,6 +22,9 @@ const PAUSE_MIN: Duration = Duration::from_secs(60);
 
 /// The longest pause, before a quarter of jitter.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
+
+/// The pause after the first failure to get a credential that says what it should; it doubles up to [`PAUSE_MIN`].
+const OUTDATED_PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// The pause while there is nobody to ask, and at a start: links have to come up first.
 const NOBODY_PAUSE: Duration = Duration::from_secs(10);
@@ -44,13 +48,23 @@ pub struct Renewal {
     /// Whom was asked last, and whether the answer is awaited.
     asked: Option<Source>,
     under_way: bool,
+    /// Whether the present credential says something else than it should.
+    outdated: bool,
 }
 
 impl Renewal {
     /// Starts with a credential that ends at `expires`, or has ended.
     pub fn new(expires: WallTime, seed: u64, now: Time) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { random, expires, next: now, failures: 0, asked: None, under_way: false }
+        Self { random, expires, next: now, failures: 0, asked: None, under_way: false, outdated: false }
+    }
+
+    /// Notes whether the present credential says something else than it should.
+    pub fn set_outdated(&mut self, outdated: bool, now: Time) {
+        if outdated && !self.outdated {
+            (self.next, self.failures) = (now, 0);
+        }
+        self.outdated = outdated;
     }
 
     /// Returns whom to ask if it is time to. [`Renewal::renewed`] or [`Renewal::failed`] has to follow. `signs` tells whether
@@ -59,14 +73,15 @@ impl Renewal {
         if self.under_way || now.time < self.next {
             return None;
         }
-        if now.wall.0 < self.expires.0.saturating_sub(nanos(RENEW_BEFORE)) {
+        if !self.outdated && now.wall.0 < self.expires.0.saturating_sub(nanos(RENEW_BEFORE)) {
             self.next = now.time + CHECK_EVERY;
             return None;
         }
-        let source = self.choose(managers, signs);
+        // What it should say is for others to say.
+        let source = self.choose(managers, signs && !self.outdated);
         match source {
             Some(_) => (self.asked, self.under_way) = (source, true),
-            None => self.next = now.time + NOBODY_PAUSE,
+            None => self.next = now.time + if self.outdated { OUTDATED_PAUSE_MIN } else { NOBODY_PAUSE },
         }
         source
     }
@@ -79,7 +94,8 @@ impl Renewal {
 
     /// Notes that the last attempt led to nothing. Another source is asked next time, if there is one.
     pub fn failed(&mut self, now: Time) {
-        let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
+        let (least, most) = if self.outdated { (OUTDATED_PAUSE_MIN, PAUSE_MIN) } else { (PAUSE_MIN, PAUSE_MAX) };
+        let pause = least.saturating_mul(1 << self.failures.min(10)).min(most);
         self.failures = self.failures.saturating_add(1);
         self.under_way = false;
         self.next = now + pause + (pause / 4).mul_f64(self.random.random());
@@ -186,5 +202,20 @@ mod tests {
         assert_eq!(renewal.poll(&managers, true, at(60, 120)), Some(Manager(A)));
         renewal.failed(at(60, 120).time);
         assert_eq!(renewal.poll(&managers, true, at(61, 0)), Some(Itself));
+    }
+
+    #[test]
+    fn one_that_says_the_wrong_thing_is_replaced_at_once_by_others() {
+        let mut renewal = renewal();
+        let managers = BTreeSet::from([A]);
+        assert_eq!(renewal.poll(&managers, true, at(1, 0)), None);
+        renewal.set_outdated(true, at(1, 1).time);
+        assert_eq!(renewal.poll(&managers, true, at(1, 1)), Some(Manager(A)), "not by itself");
+        renewal.failed(at(1, 1).time);
+        assert_eq!(renewal.poll(&managers, true, at(1, 1)), None);
+        assert_eq!(renewal.poll(&managers, true, at(1, 3)), Some(Manager(A)), "and soon again");
+        renewal.renewed(at(91, 0).wall, at(1, 3).time);
+        renewal.set_outdated(false, at(1, 3).time);
+        assert_eq!(renewal.poll(&managers, true, at(1, 60)), None);
     }
 }

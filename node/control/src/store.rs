@@ -24,9 +24,11 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod tombstones;
+mod yielding;
 
 pub use check::{RecordError, authority, check};
 pub use tombstones::Tombstones;
+pub use yielding::Excess;
 
 use entry::{Change, Entry, Opened, Removed};
 

@@ -3,7 +3,7 @@
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
-use shoal_protocol::token::{JoinSecret, JoinToken, Role};
+use shoal_protocol::token::{JoinSecret, JoinToken, Role, RoleGrant};
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -74,10 +74,10 @@ impl ClusterSecrets {
         &self,
         root: &Root,
         public_key: &[u8; 32],
-        role: Role,
+        granted: RoleGrant,
         now: WallTime,
     ) -> Result<Vec<u8>, IdentityError> {
-        root.issue(&self.ca_key, public_key, role, now)
+        root.issue(&self.ca_key, public_key, granted, now)
     }
 
     fn secret(&self, role: Role) -> &JoinSecret {
@@ -104,10 +104,11 @@ pub fn create_cluster(key: &NodeKey, now: WallTime) -> Result<(Membership, Clust
         worker: JoinSecret::from_random(random()?),
         manager: JoinSecret::from_random(random()?),
     };
+    let granted = RoleGrant::first(Role::Manager);
     let membership = Membership {
         root_pem: root.pem().to_owned(),
-        credential: secrets.issue(&root, &key.public_key(), Role::Manager, now)?,
-        role: Role::Manager,
+        credential: secrets.issue(&root, &key.public_key(), granted, now)?,
+        granted,
         manager_key: Some(manager_key.clone()),
     };
     let cluster = ClusterObject {

@@ -1,6 +1,7 @@
 //! The root certificate and the credentials that it signs.
 //!
-//! Source: RFC 5280 for the format; the subject's parts are those of SwarmKit (CN node, OU role, O cluster).
+//! Source: RFC 5280 for the format; the subject's parts are those of SwarmKit (CN node, OU role, O cluster), and the index of
+//! the node's record as serialNumber.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,11 +10,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, PublicKeyData, SerialNumber, SignatureAlgorithm,
 };
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::{ClusterId, NodeId, WallTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::oid_registry::{OID_SIG_ED25519, OID_X509_COMMON_NAME};
-use x509_parser::oid_registry::{OID_X509_ORGANIZATION_NAME, OID_X509_ORGANIZATIONAL_UNIT, Oid};
+use x509_parser::oid_registry::{OID_X509_ORGANIZATION_NAME, OID_X509_ORGANIZATIONAL_UNIT, OID_X509_SERIALNUMBER, Oid};
 use x509_parser::prelude::FromDer;
 
 use super::{IdentityError, random};
@@ -29,6 +30,9 @@ const SKEW: Duration = Duration::from_secs(3600);
 
 /// Bytes of a certificate at most; longer ones are refused unread.
 pub(crate) const CERTIFICATE_BYTES_MAX: usize = 4096;
+
+/// The type of the subject's part with the index of the node's record: `serialNumber`.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
 const MANAGER_UNIT: &str = "swarm-manager";
 const WORKER_UNIT: &str = "swarm-worker";
@@ -65,7 +69,7 @@ pub struct Credential {
     /// Of which cluster.
     pub cluster: ClusterId,
     /// What the bearer may do.
-    pub role: Role,
+    pub granted: RoleGrant,
     /// When it ends.
     pub expires: WallTime,
 }
@@ -124,19 +128,20 @@ impl Root {
         &self,
         root_key: &[u8],
         public_key: &[u8; 32],
-        role: Role,
+        granted: RoleGrant,
         now: WallTime,
     ) -> Result<Vec<u8>, IdentityError> {
         let key = KeyPair::try_from(root_key).map_err(signing)?;
         let issuer = Issuer::from_ca_cert_der(&self.der.as_slice().into(), key).map_err(signing)?;
         let mut params = params(now, DAY * CREDENTIAL_DAYS as u32)?;
-        let unit = match role {
+        let unit = match granted.role {
             Role::Manager => MANAGER_UNIT,
             Role::Worker => WORKER_UNIT,
         };
         params.distinguished_name.push(DnType::CommonName, NodeId::from_public_key(public_key).to_string());
         params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
         params.distinguished_name.push(DnType::OrganizationName, self.cluster().to_string());
+        params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), granted.index.to_string());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&RawKey(*public_key), &issuer).map_err(signing)?;
         Ok(certificate.der().to_vec())
@@ -179,12 +184,15 @@ impl Root {
             WORKER_UNIT => Role::Worker,
             _ => return Err(Malformed("unknown role")),
         };
+        let index = subject(&certificate, &OID_X509_SERIALNUMBER)?;
+        let index = index.parse().map_err(|_| Malformed("its record's index is no number"))?;
+        let granted = RoleGrant { role, index };
         let starts = wall(certificate.validity().not_before.timestamp());
         let expires = wall(certificate.validity().not_after.timestamp());
         match now {
             _ if now < starts => Err(CredentialError::NotYetValid(starts)),
             _ if now >= expires => Err(CredentialError::Expired(expires)),
-            _ => Ok(Credential { node, cluster: self.cluster(), role, expires }),
+            _ => Ok(Credential { node, cluster: self.cluster(), granted, expires }),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -34,12 +34,17 @@ pub struct Membership {
     /// This node's credential, DER.
     pub credential: Vec<u8>,
     /// What the credential says of this node's role.
-    pub role: Role,
+    pub granted: RoleGrant,
     /// Only on managers.
     pub manager_key: Option<ManagerKey>,
 }
 
 impl Membership {
+    /// Returns this node's role.
+    pub fn role(&self) -> Role {
+        self.granted.role
+    }
+
     /// Returns the cluster's root.
     pub fn root(&self) -> Result<Root, IdentityError> {
         Root::from_pem(&self.root_pem)

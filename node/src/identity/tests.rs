@@ -1,6 +1,6 @@
 use super::*;
 use shoal_protocol::WallTime;
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 
 const NOW: WallTime = WallTime(1_795_398_702_000_000_000);
 
@@ -23,7 +23,7 @@ fn the_first_manager_is_a_member_of_its_cluster() {
     let (membership, cluster) = create_cluster(&key, NOW).unwrap();
     let credential = membership.verify(&key.public_key(), NOW).unwrap();
     assert_eq!(credential.node, key.node_id());
-    assert_eq!(credential.role, Role::Manager);
+    assert_eq!(credential.granted.role, Role::Manager);
     assert_eq!(credential.expires, days_later(CREDENTIAL_DAYS));
     assert_eq!(membership.expires(&key.public_key()).unwrap(), credential.expires);
     assert!(membership.expires(&NodeKey::generate().public_key()).is_err());
@@ -38,8 +38,8 @@ fn credentials_that_do_not_fit_are_refused() {
     let (other, _) = create_cluster(&key, NOW).unwrap();
     let root = membership.root().unwrap();
     let secrets = ClusterSecrets::open(&cluster.sealed, membership.manager_key.as_ref().unwrap(), cluster.id).unwrap();
-    let worker = secrets.issue(&root, &other_key.public_key(), Role::Worker, NOW).unwrap();
-    assert_eq!(root.verify(&worker, &other_key.public_key(), NOW).unwrap().role, Role::Worker);
+    let worker = secrets.issue(&root, &other_key.public_key(), RoleGrant::first(Role::Worker), NOW).unwrap();
+    assert_eq!(root.verify(&worker, &other_key.public_key(), NOW).unwrap().granted.role, Role::Worker);
 
     let public = key.public_key();
     let verify = |credential: &[u8], now| root.verify(credential, &public, now).unwrap_err();
@@ -85,7 +85,7 @@ fn a_credential_of_a_root_with_the_same_names_is_refused() {
     // The forger's credential must name the right cluster to get as far as the signature.
     let genuine = membership.root().unwrap();
     let (_, forged_key) = Root::generate(NOW).unwrap();
-    let forged = genuine.issue(&forged_key, &key.public_key(), Role::Manager, NOW).unwrap();
+    let forged = genuine.issue(&forged_key, &key.public_key(), RoleGrant::first(Role::Manager), NOW).unwrap();
     assert_eq!(genuine.verify(&forged, &key.public_key(), NOW), Err(CredentialError::NotIssuedHere));
     assert_ne!(root.cluster(), genuine.cluster());
 }

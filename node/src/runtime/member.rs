@@ -10,7 +10,7 @@ use shoal_control::renewal::Source;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::spec::{PublishedPort, Transport};
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, TaskId, Time};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,14 +19,14 @@ use super::clock;
 use super::command::Tokens;
 use super::finding::Finder;
 use super::health::HealthMetrics;
-use super::renewing::{Issuer, Renewed, Renewing};
+use super::renewing::{Issuer, Outcome, Renewing};
 use super::shells::Shells;
 use crate::agent::AgentHandle;
 use crate::disk::KnownPeer;
 use crate::gossip::{Gossip, GossipEvent, Membership as _};
 use crate::identity::{ClusterSecrets, Membership};
 use crate::ingress::IngressHandle;
-use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority, SwarmEvent, SwarmHandle};
+use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority, Renewed, SwarmEvent, SwarmHandle};
 
 /// How long a probe over a fresh connection may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
@@ -46,7 +46,7 @@ pub(super) enum Happening {
     /// Somebody calls on the local link in the name of a node.
     Heard(NodeId, SocketAddr),
     /// An attempt to renew this node's credential ended.
-    Renewed(Box<Renewed>),
+    Renewed(Box<Outcome>),
     PortErrors,
     /// A shell is gone, and nothing more comes from it: this daemon cannot go on.
     Ended(&'static str),
@@ -145,7 +145,12 @@ impl Member {
             Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
             Happening::Renewed(renewed) => {
                 if let Some(membership) = self.renewing.ended(*renewed, clock::now().time) {
+                    let granted = membership.granted;
+                    if granted.role != self.membership.role() {
+                        tracing::info!(role = %granted.role, "this node has a new role");
+                    }
                     self.membership = membership;
+                    self.handle(Event::Granted(granted));
                 }
             }
             Happening::PortErrors => {
@@ -160,10 +165,10 @@ impl Member {
 
     fn swarm_event(&mut self, event: SwarmEvent) {
         match event {
-            SwarmEvent::Up { node, role, address } => {
-                tracing::info!(%node, %role, %address, "connected");
+            SwarmEvent::Up { node, granted, address } => {
+                tracing::info!(%node, role = %granted.role, %address, "connected");
                 self.handle(Event::Address { node, address });
-                self.handle(Event::PeerUp { node, role });
+                self.handle(Event::PeerUp { node, granted });
                 self.find(discovery::Event::Up(node));
                 self.gossip.meet(address);
             }
@@ -179,8 +184,14 @@ impl Member {
             }
             SwarmEvent::Message { from, message } => self.handle(Event::Message { from, message }),
             SwarmEvent::Join { request, reply } => self.join_request(request, reply),
-            SwarmEvent::Renew { from, public_key, role, reply } => {
-                let _ = reply.send(self.renew(from, &public_key, role));
+            SwarmEvent::Renew { from, public_key, reply } => {
+                let _ = reply.send(self.renew(from, &public_key));
+            }
+            SwarmEvent::Refreshed { node, granted } => {
+                // The link may be gone by now; then the next one says it.
+                if self.control.peers().contains_key(&node) {
+                    self.handle(Event::PeerUp { node, granted });
+                }
             }
             SwarmEvent::Tunnel { from, stream } => {
                 let ingress = self.ingress.clone();
@@ -207,7 +218,7 @@ impl Member {
     fn serve_peer(&self, from: NodeId, stream: crate::swarm::PeerStream) {
         // Asked of the link itself: its first calls may come here before the word that it is there.
         let peer = self.swarm.peers().into_iter().find(|peer| peer.node == from);
-        let is_manager = peer.is_some_and(|peer| self.control.is_manager_by(from, peer.role));
+        let is_manager = peer.is_some_and(|peer| self.control.is_manager_by(from, peer.granted));
         let router = self.router.clone();
         tokio::spawn(async move {
             if let Err(error) = super::backend::serve_peer(stream, router, is_manager).await {
@@ -320,14 +331,14 @@ impl Member {
         }
     }
 
-    fn admitted(&self, request: &JoinRequest, role: Role) -> Result<JoinReply, JoinRefusal> {
+    fn admitted(&self, request: &JoinRequest, granted: RoleGrant) -> Result<JoinReply, JoinRefusal> {
         let unavailable = |error: String| JoinRefusal::Unavailable(error);
         let (secrets, root) = self.secrets().map_err(|error| unavailable(error.to_string()))?;
         let credential = secrets
-            .issue(&root, &request.public_key, role, clock::now().wall)
+            .issue(&root, &request.public_key, granted, clock::now().wall)
             .map_err(|error| unavailable(error.to_string()))?;
-        let manager_key = self.membership.manager_key.clone().filter(|_| role == Role::Manager);
-        let membership = Membership { root_pem: root.pem().to_owned(), credential, role, manager_key };
+        let manager_key = self.membership.manager_key.clone().filter(|_| granted.role == Role::Manager);
+        let membership = Membership { root_pem: root.pem().to_owned(), credential, granted, manager_key };
         let own = (self.control.me(), self.swarm.advertise_address());
         let others = self.swarm.peers().into_iter().map(|peer| (peer.node, peer.address));
         let peers = std::iter::once(own).chain(others).take(JOIN_PEERS_MAX).collect();
@@ -338,23 +349,27 @@ impl Member {
     fn renew_if_due(&mut self) {
         let now = clock::now();
         let signs = self.membership.manager_key.is_some();
-        let Some(source) = self.renewing.due(&self.swarm, signs, now) else { return };
+        let role = self.control.wanted_role();
+        let Some(source) = self.renewing.due(&self.swarm, signs, role != self.membership.role(), now) else { return };
         let issuer = match source {
             Source::Manager(manager) => Issuer::Manager(manager),
-            Source::Itself => {
-                Issuer::Itself(self.renew(self.control.me(), &self.renewing.public_key, self.membership.role))
-            }
+            Source::Itself => Issuer::Itself(self.renew(self.control.me(), &self.renewing.public_key)),
         };
-        self.renewing.begin(self.swarm.clone(), self.membership.clone(), issuer, now.wall);
+        self.renewing.begin(self.swarm.clone(), self.membership.clone(), role, issuer, now.wall);
     }
 
-    fn renew(&self, node: NodeId, public_key: &[u8; 32], role: Role) -> Result<Vec<u8>, String> {
-        let listed = self.control.store().node_spec(node).map(|spec| spec.role);
-        if listed != Some(role) {
-            return Err("the cluster does not list this node in the role of its credential".to_owned());
-        }
+    /// Issues a member's next credential, for the role in which the cluster lists it.
+    fn renew(&self, node: NodeId, public_key: &[u8; 32]) -> Result<Renewed, String> {
+        let store = self.control.store();
+        let (Some(record), Some(spec)) = (store.node(node), store.node_spec(node)) else {
+            return Err("the cluster does not list this node".to_owned());
+        };
+        let granted = RoleGrant { role: spec.role, index: record.index };
         let (secrets, root) = self.secrets().map_err(|error| error.to_string())?;
-        secrets.issue(&root, public_key, role, clock::now().wall).map_err(|error| error.to_string())
+        let credential =
+            secrets.issue(&root, public_key, granted, clock::now().wall).map_err(|error| error.to_string())?;
+        let manager_key = self.membership.manager_key.clone().filter(|_| granted.role == Role::Manager);
+        Ok(Renewed { credential, manager_key })
     }
 
     /// Performs what the decisions ask for. Returns whether this node was removed from the cluster.
@@ -394,7 +409,7 @@ impl Member {
             }
             Some(Waiting::Join { request, role, reply }) => {
                 let answer = match result {
-                    Ok(_) => self.admitted(&request, role),
+                    Ok(written) => self.admitted(&request, RoleGrant { role, index: written.index }),
                     Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
                 };
                 tracing::info!(node = %request.node, %role, admitted = answer.is_ok(), "a node wants to join");

@@ -160,7 +160,7 @@ impl Daemon {
         let boot = Boot {
             me: node,
             cluster,
-            role: start.membership.role,
+            granted: start.membership.granted,
             incarnation: self.incarnation,
             records: start.records,
             leases: start.leases,
@@ -197,7 +197,7 @@ impl Daemon {
             last_request: 0,
         };
         member.handle(Event::Found(found));
-        tracing::info!(%node, %cluster, role = %member.membership.role, "this node is a member");
+        tracing::info!(%node, %cluster, role = %member.membership.role(), "this node is a member");
         self.member = Some(member);
         Ok(())
     }
@@ -306,7 +306,7 @@ impl Daemon {
     /// Leaves the cluster because a user wants it.
     pub(super) async fn leave(&mut self, force: bool) -> Result<(), MembershipError> {
         let Some(member) = &mut self.member else { return Err(MembershipError::NotMember) };
-        if member.membership.role == Role::Manager && !force {
+        if member.membership.role() == Role::Manager && !force {
             return Err(MembershipError::Manager);
         }
         member.leave(false);

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::disk::{Batch, Disk, DiskError};
 use crate::identity::{IdentityError, Membership};
-use crate::swarm::{RenewError, SwarmError, SwarmHandle};
+use crate::swarm::{RenewError, Renewed, SwarmError, SwarmHandle};
 
 /// Why a credential was not renewed. The present one stays in use.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub(super) enum RenewalError {
     /// What it gave is for another role.
     #[error("the new credential is for a {0}")]
     Role(Role),
+    /// It gave a manager no key.
+    #[error("the new credential is a manager's but comes without the managers' key")]
+    NoKey,
     /// It could not be stored.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -40,15 +43,15 @@ pub(super) enum RenewalError {
 }
 
 /// What came of an attempt.
-pub(super) type Renewed = Result<(Membership, WallTime), RenewalError>;
+pub(super) type Outcome = Result<(Membership, WallTime), RenewalError>;
 
 /// The state of this node's credential.
 pub(super) struct Renewing {
     decisions: Renewal,
     pub(super) public_key: [u8; 32],
     disk: Disk,
-    results: mpsc::Receiver<Renewed>,
-    sender: mpsc::Sender<Renewed>,
+    results: mpsc::Receiver<Outcome>,
+    sender: mpsc::Sender<Outcome>,
     /// When the credential ends, in nanoseconds since 1970, for whoever wants to know.
     expires: Arc<AtomicU64>,
 }
@@ -70,36 +73,38 @@ impl Renewing {
     }
 
     /// Waits for the end of an attempt. Cancelling it loses nothing.
-    pub(super) async fn next(&mut self) -> Renewed {
+    pub(super) async fn next(&mut self) -> Outcome {
         match self.results.recv().await {
             Some(renewed) => renewed,
             None => std::future::pending().await,
         }
     }
 
-    /// Returns where to get the next credential, if it is time to.
-    pub(super) fn due(&mut self, swarm: &SwarmHandle, signs: bool, now: Now) -> Option<Source> {
+    /// Returns where to get the next credential, if it is time to. `outdated` tells whether the present one is for the wrong
+    /// role.
+    pub(super) fn due(&mut self, swarm: &SwarmHandle, signs: bool, outdated: bool, now: Now) -> Option<Source> {
+        self.decisions.set_outdated(outdated, now.time);
         if self.decisions.poll_timeout().is_none_or(|due| due > now.time) {
             return None;
         }
         let peers = swarm.peers().into_iter();
         let managers: BTreeSet<NodeId> =
-            peers.filter(|peer| peer.role == Role::Manager).map(|peer| peer.node).collect();
+            peers.filter(|peer| peer.granted.role == Role::Manager).map(|peer| peer.node).collect();
         self.decisions.poll(&managers, signs, now)
     }
 
-    /// Gets the credential and stores it, beside the event loop.
-    pub(super) fn begin(&self, swarm: SwarmHandle, membership: Membership, from: Issuer, wall: WallTime) {
+    /// Gets the credential for a role and stores it, beside the event loop.
+    pub(super) fn begin(&self, swarm: SwarmHandle, membership: Membership, role: Role, from: Issuer, wall: WallTime) {
         let (sender, disk, public_key) = (self.sender.clone(), self.disk.clone(), self.public_key);
         tokio::spawn(async move {
-            let renewed = obtain(&swarm, &disk, membership, &public_key, from, wall).await;
+            let renewed = obtain(&swarm, &disk, membership, role, &public_key, from, wall).await;
             // The membership may have ended meanwhile.
             let _ = sender.send(renewed).await;
         });
     }
 
     /// Notes what came of an attempt; returns the membership to use from now on.
-    pub(super) fn ended(&mut self, renewed: Renewed, now: Time) -> Option<Membership> {
+    pub(super) fn ended(&mut self, renewed: Outcome, now: Time) -> Option<Membership> {
         match renewed {
             Ok((membership, expires)) => {
                 tracing::info!(%expires, "this node has a new credential");
@@ -119,7 +124,7 @@ impl Renewing {
 /// Who gives the credential.
 pub(super) enum Issuer {
     /// This node has signed it, or failed to.
-    Itself(Result<Vec<u8>, String>),
+    Itself(Result<Renewed, String>),
     /// A linked manager.
     Manager(NodeId),
 }
@@ -128,19 +133,26 @@ async fn obtain(
     swarm: &SwarmHandle,
     disk: &Disk,
     membership: Membership,
+    role: Role,
     public_key: &[u8; 32],
     from: Issuer,
     wall: WallTime,
-) -> Renewed {
-    let credential = match from {
+) -> Outcome {
+    let Renewed { credential, manager_key } = match from {
         Issuer::Itself(signed) => signed.map_err(RenewalError::Unsigned)?,
         Issuer::Manager(manager) => swarm.renew(manager).await?,
     };
-    let renewed = Membership { credential, ..membership };
-    let verified = renewed.verify(public_key, wall)?;
-    if verified.role != renewed.role {
-        return Err(RenewalError::Role(verified.role));
+    // Whoever is no manager any more keeps nothing of one.
+    let manager_key = manager_key.filter(|_| role == Role::Manager);
+    if role == Role::Manager && manager_key.is_none() {
+        return Err(RenewalError::NoKey);
     }
+    let renewed = Membership { credential, manager_key, ..membership };
+    let verified = renewed.verify(public_key, wall)?;
+    if verified.granted.role != role {
+        return Err(RenewalError::Role(verified.granted.role));
+    }
+    let renewed = Membership { granted: verified.granted, ..renewed };
     disk.write(Batch { cluster: Some(renewed.to_bytes()?.to_vec()), ..Batch::default() }).await?;
     swarm.set_membership(Some(renewed.clone()))?;
     Ok((renewed, verified.expires))
@@ -151,10 +163,13 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
     use std::time::Duration;
 
+    use shoal_protocol::token::RoleGrant;
+
     use super::*;
     use crate::disk;
     use crate::identity::{ClusterSecrets, NodeKey, create_cluster};
-    use crate::swarm::{self, SwarmConfig, SwarmEvent};
+    use crate::swarm::{self, Priority, SwarmConfig, SwarmEvent};
+    use shoal_protocol::message::PeerMessage;
 
     const DEADLINE: Duration = Duration::from_secs(20);
     const DAY: u64 = 86_400 * 1_000_000_000;
@@ -185,10 +200,10 @@ mod tests {
         let root = of_manager.root().unwrap();
         let opened = ClusterSecrets::open(&cluster.sealed, of_manager.manager_key.as_ref().unwrap(), cluster.id);
         let secrets = opened.unwrap();
-        let issue = move |key: &[u8; 32], role| secrets.issue(&root, key, role, wall()).unwrap();
+        let issue = move |key: &[u8; 32], role| secrets.issue(&root, key, RoleGrant::first(role), wall()).unwrap();
         let of_worker = Membership {
             credential: issue(&worker_key.public_key(), Role::Worker),
-            role: Role::Worker,
+            granted: RoleGrant::first(Role::Worker),
             manager_key: None,
             ..of_manager.clone()
         };
@@ -206,12 +221,19 @@ mod tests {
         let now = Now { time: Time(1), wall: wall() };
         let expires = of_worker.expires(&worker_key.public_key()).unwrap();
         let mut renewing = Renewing::start(worker_key.public_key(), expires, disk.clone(), 7, now.time);
-        assert_eq!(renewing.due(&worker, false, now), Some(Source::Manager(manager_key.node_id())));
-        renewing.begin(worker.clone(), of_worker.clone(), Issuer::Manager(manager_key.node_id()), now.wall);
+        assert_eq!(renewing.due(&worker, false, false, now), Some(Source::Manager(manager_key.node_id())));
+        renewing.begin(
+            worker.clone(),
+            of_worker.clone(),
+            Role::Worker,
+            Issuer::Manager(manager_key.node_id()),
+            now.wall,
+        );
         let serving = async {
             loop {
-                if let SwarmEvent::Renew { public_key, role, reply, .. } = manager_events.recv().await.unwrap() {
-                    return reply.send(Ok(issue(&public_key, role))).unwrap();
+                if let SwarmEvent::Renew { public_key, reply, .. } = manager_events.recv().await.unwrap() {
+                    let credential = issue(&public_key, Role::Worker);
+                    return reply.send(Ok(Renewed { credential, manager_key: None })).unwrap();
                 }
             }
         };
@@ -221,14 +243,22 @@ mod tests {
         assert_eq!(renewing.expires().load(Ordering::Relaxed), wall().0 + 90 * DAY);
         assert_eq!(worker.peers().len(), 1, "the link goes on");
 
-        // The old credential ends: the link that began with it is closed and there is a new one at once.
+        // The old credential ends: the link goes on, for the new one was shown on it.
+        let shown = async { while !matches!(manager_events.recv().await.unwrap(), SwarmEvent::Refreshed { .. }) {} };
+        tokio::time::timeout(DEADLINE, shown).await.unwrap();
         CLOCK.store(START.0 + 91 * DAY, Ordering::SeqCst);
         manager.set_banned(BTreeSet::new());
-        let down = async { while !matches!(manager_events.recv().await.unwrap(), SwarmEvent::Down { .. }) {} };
-        tokio::time::timeout(DEADLINE, down).await.unwrap();
-        let closed = std::time::Instant::now();
-        up(&mut manager_events).await;
-        assert!(closed.elapsed() < Duration::from_secs(1), "{:?}", closed.elapsed());
+        let next = async {
+            loop {
+                worker.send(manager_key.node_id(), &PeerMessage::Gossip(Vec::new()), Priority::Own);
+                // A link that is not admitted any more is closed without a pause, long before this.
+                if let Ok(event) = tokio::time::timeout(Duration::from_secs(1), manager_events.recv()).await {
+                    return event.unwrap();
+                }
+            }
+        };
+        let next = tokio::time::timeout(DEADLINE, next).await.unwrap();
+        assert!(matches!(next, SwarmEvent::Message { .. }), "{next:?}");
 
         disk.close().await;
         let (_, loaded) = disk::open(dir.path()).unwrap();
@@ -243,10 +273,13 @@ mod tests {
         let (swarm, _events) = start(&key, membership.clone()).await;
         let dir = tempfile::tempdir().unwrap();
         let (disk, _) = disk::open(dir.path()).unwrap();
-        for from in
-            [Issuer::Itself(Err("no key".to_owned())), Issuer::Itself(Ok(vec![1, 2, 3])), Issuer::Manager(NodeId(9))]
-        {
-            let renewed = obtain(&swarm, &disk, membership.clone(), &key.public_key(), from, wall()).await;
+        for from in [
+            Issuer::Itself(Err("no key".to_owned())),
+            Issuer::Itself(Ok(Renewed { credential: vec![1, 2, 3], manager_key: None })),
+            Issuer::Manager(NodeId(9)),
+        ] {
+            let renewed =
+                obtain(&swarm, &disk, membership.clone(), Role::Manager, &key.public_key(), from, wall()).await;
             assert!(renewed.is_err());
         }
         disk.close().await;

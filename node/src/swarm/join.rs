@@ -20,7 +20,7 @@ use super::service::{self, Command};
 use super::shared::{self, Shared};
 use super::stream::PeerStream;
 use super::wire::{self, HELLO_TIMEOUT, JoinAnswer, JoinAsk, RenewAnswer};
-use super::{JoinRefusal, JoinReply, JoinRequest, PORT_DEFAULT, SwarmEvent, SwarmHandle};
+use super::{JoinRefusal, JoinReply, JoinRequest, PORT_DEFAULT, Renewed, SwarmEvent, SwarmHandle};
 use crate::identity::Root;
 
 /// How long the managers may take to decide about a joining node: a write by quorum.
@@ -146,8 +146,8 @@ impl SwarmHandle {
         addresses.into_iter().filter(worth_dialling).take(ASKED_MAX).for_each(|address| self.dial(address));
     }
 
-    /// Asks a linked manager for a new credential (DER). It was verified for this node's key.
-    pub async fn renew(&self, manager: NodeId) -> Result<Vec<u8>, RenewError> {
+    /// Asks a linked manager for a new credential. It was verified for this node's key.
+    pub async fn renew(&self, manager: NodeId) -> Result<Renewed, RenewError> {
         let mut stream = self.open(manager, service::RENEW).await?;
         let exchange = async {
             wire::write(&mut stream, &()).await?;
@@ -155,8 +155,8 @@ impl SwarmHandle {
         };
         match timeout(DECISION_TIMEOUT + HELLO_TIMEOUT, exchange).await.map_err(io::Error::from)?? {
             RenewAnswer::Refused(reason) => Err(RenewError::Refused(reason)),
-            RenewAnswer::Renewed(credential) => match self.shared.admit(&credential, &self.shared.public_key) {
-                Ok(_) => Ok(credential),
+            RenewAnswer::Renewed(renewed) => match self.shared.admit(&renewed.credential, &self.shared.public_key) {
+                Ok(_) => Ok(renewed),
                 Err(refusal) => Err(RenewError::Refused(refusal.to_string())),
             },
         }
@@ -204,7 +204,7 @@ impl SwarmHandle {
         }
         let now = (self.shared.clock)();
         let seed = root.verify(&credential, &public_key, now).map_err(|error| untrusted(error.to_string()))?;
-        if seed.role != Role::Manager {
+        if seed.granted.role != Role::Manager {
             return Ok(Answer::Managers(managers.into_iter().take(MANAGERS_MAX).collect()));
         }
 
@@ -217,7 +217,7 @@ impl SwarmHandle {
                 let own = root
                     .verify(&reply.membership.credential, &self.shared.public_key, now)
                     .map_err(|error| untrusted(error.to_string()))?;
-                if reply.membership.root_pem != root_pem || reply.membership.role != own.role {
+                if reply.membership.root_pem != root_pem || reply.membership.granted != own.granted {
                     return Err(untrusted("its answer contradicts itself".into()));
                 }
                 Ok(Answer::Admitted(reply))
@@ -300,7 +300,7 @@ pub(super) async fn refuse_busy(stream: &mut PeerStream) -> io::Result<()> {
 /// Serves a member that wants a new credential.
 pub(super) async fn serve_renewal(
     shared: &Shared,
-    (public_key, role): ([u8; 32], Role),
+    public_key: [u8; 32],
     events: &mpsc::Sender<SwarmEvent>,
     stream: &mut PeerStream,
 ) -> io::Result<()> {
@@ -309,10 +309,10 @@ pub(super) async fn serve_renewal(
     let from = NodeId::from_public_key(&public_key);
     let decision = match is_manager {
         false => Some(Err("this node is no manager".to_owned())),
-        true => decide(events, |reply| SwarmEvent::Renew { from, public_key, role, reply }).await,
+        true => decide(events, |reply| SwarmEvent::Renew { from, public_key, reply }).await,
     };
     let answer = match decision.unwrap_or_else(|| Err("the managers did not decide in time".into())) {
-        Ok(credential) => RenewAnswer::Renewed(credential),
+        Ok(renewed) => RenewAnswer::Renewed(renewed),
         Err(reason) => RenewAnswer::Refused(reason),
     };
     within(HELLO_TIMEOUT, wire::write(stream, &answer)).await
@@ -336,18 +336,18 @@ fn introduction(shared: &Shared) -> (JoinAnswer, Option<Role>) {
         return (JoinAnswer::Refused(JoinRefusal::NotInCluster), None);
     };
     let membership = &credentials.membership;
-    let managers = match membership.role {
+    let managers = match membership.role() {
         Role::Manager => Vec::new(),
         Role::Worker => links
             .iter()
             .map(|link| shared::info(link))
-            .filter(|peer| peer.role == Role::Manager)
+            .filter(|peer| peer.granted.role == Role::Manager)
             .map(|peer| peer.address)
             .take(MANAGERS_MAX)
             .collect(),
     };
     let (root_pem, credential) = (membership.root_pem.clone(), membership.credential.clone());
-    (JoinAnswer::Root { root_pem, credential, managers }, Some(membership.role))
+    (JoinAnswer::Root { root_pem, credential, managers }, Some(membership.role()))
 }
 
 /// Returns the address at which to dial a node: where it comes from, if it does not know its own address.

@@ -4,8 +4,8 @@
 //! what the owner sees of a node is always `Up`, its messages, `Down`, in this order.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -72,8 +72,10 @@ pub(super) struct Link {
     pub(super) connection: ConnectionId,
     /// The connection's peer.
     pub(super) peer_id: PeerId,
-    /// Who is there.
+    /// Who is there, as the link began.
     pub(super) peer: Peer,
+    /// The credential that the peer showed last.
+    shown: Mutex<Credential>,
     /// Limits the streams that this side opens.
     pub(super) opened: Arc<Semaphore>,
     /// Limits the streams that the other side opens.
@@ -115,6 +117,7 @@ impl Link {
             connection,
             peer_id,
             peer,
+            shown: Mutex::new(peer.credential),
             opened: Arc::new(Semaphore::new(STREAMS_MAX)),
             accepted: Arc::new(Semaphore::new(STREAMS_MAX)),
             own,
@@ -126,6 +129,16 @@ impl Link {
             heard_ms: AtomicU64::new(0),
         };
         (Arc::new(link), Queues { own: own_queue, bulk: bulk_queue })
+    }
+
+    /// Returns the credential that the peer showed last.
+    pub(super) fn credential(&self) -> Credential {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the peer has shown another credential of its own.
+    pub(super) fn shows(&self, credential: Credential) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = credential;
     }
 
     /// Queues a frame, or drops it when too much waits already. Returns whether it was queued.
@@ -185,7 +198,7 @@ impl Link {
             };
             if is_new {
                 let Peer { credential, advertise, .. } = link.peer;
-                let up = SwarmEvent::Up { node: credential.node, role: credential.role, address: advertise };
+                let up = SwarmEvent::Up { node: credential.node, granted: credential.granted, address: advertise };
                 let _ = events.send(up).await;
             }
             let closing = link.closing.clone();

@@ -27,7 +27,7 @@ use super::shared::{Credentials, Shared};
 use super::stream::PeerStream;
 use super::wire::Purpose;
 use super::{Refusal, SwarmConfig, SwarmError, SwarmEvent};
-use crate::identity;
+use crate::identity::{self, Credential};
 
 mod admission;
 
@@ -350,6 +350,9 @@ impl Service {
         if wanted.check {
             self.check_admissions();
         }
+        if wanted.introduce {
+            self.refresh_links();
+        }
     }
 
     fn on_timer(&mut self) {
@@ -375,16 +378,16 @@ impl Service {
         let admission = self.shared.admission();
         let cluster = admission.credentials.as_ref().map(|credentials| credentials.root.cluster());
         let now = (self.shared.clock)();
-        let fits = |peer: &Peer| {
-            Some(peer.credential.cluster) == cluster
-                && !admission.banned.contains(&peer.credential.node)
-                && peer.credential.expires > now
+        let fits = |credential: &Credential| {
+            Some(credential.cluster) == cluster
+                && !admission.banned.contains(&credential.node)
+                && credential.expires > now
         };
         let mut unfit = Vec::new();
         for (id, connection) in &self.connections {
             match &connection.state {
-                State::Admitted(peer) if !fits(peer) => unfit.push(*id),
-                State::Linked(link) if !fits(&link.peer) => link.close(),
+                State::Admitted(peer) if !fits(&peer.credential) => unfit.push(*id),
+                State::Linked(link) if !fits(&link.credential()) => link.close(),
                 State::New | State::Greeting | State::Closing | State::Joining => {}
                 State::Admitted(_) | State::Linked(_) => {}
             }

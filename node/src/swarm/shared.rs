@@ -52,6 +52,8 @@ pub(super) struct Wanted {
     pub(super) peers: Option<BTreeMap<NodeId, Vec<SocketAddr>>>,
     pub(super) dials: BTreeSet<SocketAddr>,
     pub(super) check: bool,
+    /// Whether to show the present credential on all links.
+    pub(super) introduce: bool,
 }
 
 impl Credentials {
@@ -151,6 +153,6 @@ impl Shared {
 
 /// Returns what a link's owner may know of its peer.
 pub(super) fn info(link: &Link) -> PeerInfo {
-    let peer = &link.peer;
-    PeerInfo { node: peer.credential.node, role: peer.credential.role, address: peer.advertise }
+    let credential = link.credential();
+    PeerInfo { node: credential.node, granted: credential.granted, address: link.peer.advertise }
 }

@@ -41,8 +41,8 @@ impl TestCluster {
     fn membership_at(&self, key: &NodeKey, role: Role, at: WallTime) -> Membership {
         Membership {
             root_pem: self.root.pem().to_owned(),
-            credential: self.secrets.issue(&self.root, &key.public_key(), role, at).unwrap(),
-            role,
+            credential: self.secrets.issue(&self.root, &key.public_key(), RoleGrant::first(role), at).unwrap(),
+            granted: RoleGrant::first(role),
             manager_key: (role == Role::Manager).then(|| self.manager_key.clone()),
         }
     }
@@ -106,7 +106,7 @@ impl TestNode {
 
     async fn expect_up(&mut self, other: NodeId) -> (Role, SocketAddr) {
         self.expect("up", |event| match event {
-            SwarmEvent::Up { node, role, address } if node == other => Some((role, address)),
+            SwarmEvent::Up { node, granted, address } if node == other => Some((granted.role, address)),
             _ => None,
         })
         .await

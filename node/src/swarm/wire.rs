@@ -13,7 +13,7 @@ use shoal_protocol::codec;
 use shoal_protocol::token::JoinSecret;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{JoinRefusal, JoinReply, Refusal};
+use super::{JoinRefusal, JoinReply, Refusal, Renewed};
 
 /// Bytes of a frame's length.
 pub(super) const LENGTH_BYTES: usize = 4;
@@ -31,6 +31,8 @@ pub(super) enum Purpose {
     Link,
     /// To see whether the other side answers.
     Probe,
+    /// To show a new credential on a link that goes on.
+    Refresh,
 }
 
 /// How a node introduces itself. That it owns the credential's key was proved by Noise.
@@ -97,8 +99,8 @@ pub(super) enum JoinAnswer {
 /// The answer of a manager to a member that wants a new credential.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum RenewAnswer {
-    /// The credential, DER.
-    Renewed(Vec<u8>),
+    /// Yes.
+    Renewed(Renewed),
     /// No, and why.
     Refused(String),
 }

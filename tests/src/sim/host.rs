@@ -10,11 +10,12 @@ use shoal_control::core::{Action, Boot, Control, Event, Faults, PersistBatch};
 use shoal_control::lease;
 use shoal_control::task::{DriverCall, DriverReport, Found, FoundState, Running};
 use shoal_protocol::record::{Record, SlotName};
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, Key, NodeId, Now, ServiceId, TaskId, Time, WallTime};
 
 use super::Happening;
+use super::roles::NEVER;
 
 /// An image whose containers can be made but not started.
 pub const BROKEN_IMAGE: &str = "broken";
@@ -34,7 +35,9 @@ pub struct Host {
     /// The node.
     pub id: NodeId,
     /// Its role.
-    pub role: Role,
+    pub granted: RoleGrant,
+    /// When it may ask for another credential again.
+    pub(super) asks_again_at: Time,
     /// Counts the starts of its daemon: what was meant for an earlier one does not reach it.
     pub life: u64,
     /// Whether its daemon is stopped in its tracks.
@@ -53,9 +56,11 @@ pub struct Host {
 
 impl Host {
     pub(super) fn new(id: NodeId, role: Role) -> Self {
+        let granted = RoleGrant::first(role);
         Self {
             id,
-            role,
+            granted,
+            asks_again_at: NEVER,
             life: 0,
             paused: false,
             held_back: Vec::new(),
@@ -99,7 +104,7 @@ impl Host {
         let boot = Boot {
             me: self.id,
             cluster: ClusterId(1),
-            role: self.role,
+            granted: self.granted,
             incarnation: self.incarnation,
             records: self.records.values().cloned().collect(),
             leases: self.leases.clone(),

@@ -85,9 +85,15 @@ impl Users {
     /// Asks some manager for something.
     fn act(&mut self, sim: &mut Sim, random: &mut StdRng) {
         let managers: Vec<usize> = (0..sim.len())
-            .filter(|&at| sim.hosts()[at].role == Role::Manager && sim.hosts()[at].is_running())
+            .filter(|&at| sim.hosts()[at].granted.role == Role::Manager && sim.hosts()[at].is_running())
             .collect();
         let Some(&at) = managers.get(random.random_range(0..managers.len().max(1))) else { return };
+        if random.random_range(0..8) == 0 {
+            let node = random.random_range(0..sim.len());
+            let role = if random.random_range(0..3) == 0 { Role::Worker } else { Role::Manager };
+            sim.give_role(at, node, role);
+            return;
+        }
         let removable = self.created.keys().next().copied().filter(|_| random.random_range(0..4) == 0);
         match removable {
             Some(service) => {

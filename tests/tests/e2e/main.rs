@@ -15,6 +15,7 @@ mod outcasts;
 mod pauses;
 mod ports;
 mod rejoin;
+mod roles;
 mod strangers;
 mod udp;
 mod updates;

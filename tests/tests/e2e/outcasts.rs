@@ -97,7 +97,7 @@ fn let_expire(manager: Node<'_>, worker: Node<'_>) -> Result<()> {
     let membership = Membership::from_bytes(loaded.cluster.as_deref().context("no membership")?)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let then = WallTime(u64::try_from((now - LONG_AGO).as_nanos())?);
-    let credential = secrets.issue(&root, &key.public_key(), membership.role, then)?;
+    let credential = secrets.issue(&root, &key.public_key(), membership.granted, then)?;
     let membership = Membership { credential, ..membership };
     let batch = Batch { cluster: Some(membership.to_bytes()?.to_vec()), ..Batch::default() };
     runtime.block_on(async {

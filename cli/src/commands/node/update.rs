@@ -14,8 +14,8 @@ pub(crate) struct UpdateArgs {
     /// Availability of the node
     #[arg(long, value_parser = ["active", "pause", "drain"])]
     availability: Option<String>,
-    /// Not supported yet
-    #[arg(long, value_parser = ["worker", "manager"], hide = true)]
+    /// Role of the node
+    #[arg(long, value_parser = ["worker", "manager"])]
     role: Option<String>,
     /// Add or update a node label
     #[arg(long, value_name = "NAME=VALUE")]
@@ -29,11 +29,6 @@ pub(crate) struct UpdateArgs {
 
 /// Changes a node's spec.
 pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
-    if args.role.is_some() {
-        return Err(CliError::Misused(
-            "--role is not supported yet: a node's role comes from its join token".to_owned(),
-        ));
-    }
     let id = node::resolve(client, &args.node).await?;
     let mut object: Value = client.get(&format!("/nodes/{}", escape(&id))).await?;
     let mut spec = object["Spec"].take();
@@ -43,6 +38,7 @@ pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliErro
         }
     }
     set(&mut spec, &["Availability"], args.availability);
+    set(&mut spec, &["Role"], args.role);
     change_labels(&mut spec, &["Labels"], &args.label_rm, &args.label_add);
     let id = object["ID"].as_str().unwrap_or(&id);
     let path = format!("/nodes/{}/update?version={}", escape(id), object["Version"]["Index"]);

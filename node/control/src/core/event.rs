@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
 use shoal_protocol::spec::PublishedPort;
-use shoal_protocol::token::Role;
+use shoal_protocol::token::RoleGrant;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{Key, NodeId, TaskId};
@@ -29,7 +29,7 @@ pub enum Event {
         /// Who.
         node: NodeId,
         /// The role in its credential.
-        role: Role,
+        granted: RoleGrant,
     },
     /// The connection to a peer is gone.
     PeerDown {
@@ -98,6 +98,8 @@ pub enum Event {
     },
     /// What this node says of itself changed.
     Status(NodeStatus),
+    /// This node has a new credential, and shows it to its peers. Of a peer's new credential [`Event::PeerUp`] tells.
+    Granted(RoleGrant),
     /// A manager of this cluster said, over a connection that proves who it is, that this node was removed.
     Banned,
     /// This node goes away: hands its leases over and says so.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
 use shoal_protocol::spec::{PublishMode, PublishedPort, TaskTemplate};
-use shoal_protocol::value::Value;
+use shoal_protocol::value::{NodeStatus, Value};
 use shoal_protocol::{Key, NodeId, Now, Stamp, TaskId, TaskState};
 
 use super::event::Action;
@@ -185,10 +185,25 @@ impl Control {
     /// Says what this node is.
     pub(super) fn say_status(&mut self) {
         let stamp = self.next_status_stamp();
-        self.author(Key::NodeStatus(self.me), stamp, Some(Value::NodeStatus(self.status.clone())));
+        self.votes_said = self.votes();
+        let status = NodeStatus { votes: self.votes_said, ..self.status.clone() };
+        self.author(Key::NodeStatus(self.me), stamp, Some(Value::NodeStatus(status)));
         if let Some(address) = self.status.address {
             self.addresses.insert(self.me, BTreeSet::from([address]));
         }
+    }
+
+    /// Says so when this node is ready to vote under other voters. Returns whether it did.
+    pub(super) fn say_readiness(&mut self) -> bool {
+        let is_news = self.votes() != self.votes_said;
+        if is_news {
+            self.say_status();
+        }
+        is_news
+    }
+
+    fn votes(&self) -> u64 {
+        if self.leases.is_ready() { self.leases.voters().version } else { 0 }
     }
 
     /// Tells a peer that just connected what only this node can say.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use shoal_protocol::message::{Append, Appended, PeerMessage, SyncMessage};
+use shoal_protocol::message::{Append, Appended, PeerMessage, Summary, SyncMessage};
 use shoal_protocol::record::Record;
+use shoal_protocol::token::Role;
 use shoal_protocol::{Key, NodeId, Now};
 
 use super::commit::Origin;
@@ -51,7 +52,7 @@ impl Control {
                     self.merge(from, record);
                 }
             }
-            PeerMessage::Sync(message) => self.handle_sync(from, message),
+            PeerMessage::Sync(message) => self.handle_sync(from, message, now),
             PeerMessage::Append(append) => self.handle_append(from, append),
             PeerMessage::Appended(Appended { request, result }) => self.commit.answer(from, request, result),
             PeerMessage::Write { request, write } => {
@@ -103,7 +104,9 @@ impl Control {
             return false;
         }
         let stamp = record.stamp;
-        match self.store.merge(&record) {
+        let is_replaced = self.role_of(from) == Role::Manager && self.yielding.given_up.remove(&key);
+        let merged = if is_replaced { self.store.replace(&record) } else { self.store.merge(&record) };
+        match merged {
             Merged::New { .. } => {
                 if let Some(record) = self.store.record(&key) {
                     self.outbox.save(record);
@@ -118,7 +121,7 @@ impl Control {
         }
     }
 
-    fn handle_sync(&mut self, from: NodeId, message: SyncMessage) {
+    fn handle_sync(&mut self, from: NodeId, message: SyncMessage, now: Now) {
         match message {
             SyncMessage::Digest(buckets) => {
                 let nothing = SyncMessage::Summary { buckets: Vec::new(), records: Vec::new(), more: false };
@@ -127,7 +130,11 @@ impl Control {
             }
             SyncMessage::Summary { buckets, records, more } => {
                 let role = self.role_of(from);
-                let exchange = self.store.answer_summary(&buckets, &records, from, role);
+                if role == Role::Manager && !self.is_manager(self.me) {
+                    self.give_up_refused(&buckets, &records, now);
+                }
+                let given_up = &self.yielding.given_up;
+                let exchange = self.store.answer_summary(&buckets, &records, (from, role), given_up);
                 let wants = matches!(&exchange, Some(SyncMessage::Exchange { wanted, .. }) if !wanted.is_empty());
                 if let Some(serial) = self.repair.summary(from, more || wants) {
                     self.caught_up(from, serial);
@@ -150,6 +157,16 @@ impl Control {
                 }
                 self.repair.records(from);
             }
+        }
+    }
+
+    /// Gives up what a manager has had something else for, for long.
+    fn give_up_refused(&mut self, buckets: &[u16], records: &[Summary], now: Now) {
+        let excess = self.store.excess(buckets, records);
+        let removed = self.yielding.note(buckets, &excess, now.time);
+        removed.iter().for_each(|key| self.store.forget(key));
+        if !removed.is_empty() {
+            self.outbox.persist(PersistBatch { removed, ..PersistBatch::default() }, Promise::Background);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shoal_protocol::message::{PeerMessage, RECORDS_MAX};
 use shoal_protocol::record::Record;
-use shoal_protocol::token::Role;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::{Key, NodeId, Stamp, Time};
 
 use super::event::{Action, PersistBatch};
@@ -132,7 +132,7 @@ impl Outbox {
     }
 
     /// Turns what was queued into messages. Status goes to managers at once and to the others a little later, together.
-    pub(super) fn flush(&mut self, peers: &BTreeMap<NodeId, Role>, now: Time) {
+    pub(super) fn flush(&mut self, peers: &BTreeMap<NodeId, RoleGrant>, now: Time) {
         let deltas = std::mem::take(&mut self.deltas);
         let status_is_due = self.status_due.is_some_and(|due| due <= now);
         let status = if status_is_due { std::mem::take(&mut self.status) } else { BTreeMap::new() };
@@ -141,8 +141,8 @@ impl Outbox {
             (false, Some(due)) if !status_is_due => Some(due),
             (false, _) => Some(now + STATUS_EVERY),
         };
-        for (&peer, role) in peers {
-            let records: Vec<Record> = match role {
+        for (&peer, granted) in peers {
+            let records: Vec<Record> = match granted.role {
                 Role::Manager => deltas.clone(),
                 Role::Worker => deltas
                     .iter()

@@ -59,7 +59,7 @@ pub fn decide(
             None => Err(not_found("service", *id)),
         },
         Write::AdmitNode { id, role } => admit_node(*id, *role, store, now),
-        Write::UpdateNode { id, version, spec } => update_node(*id, *version, spec, store, now),
+        Write::UpdateNode { id, version, spec } => update_node(*id, *version, spec, store, is_down, now),
         Write::RemoveNode { id, force } => match store.node(*id) {
             Some(_) if !force && !is_down(*id) => {
                 Err(WriteError::Precondition(format!("node {id} is not down and can't be removed")))
@@ -202,7 +202,14 @@ fn admit_node(id: NodeId, role: Role, store: &Store, now: WallTime) -> Result<De
     Ok(Decision::one(Key::Node(id), Some(Value::Node(node)), 1))
 }
 
-fn update_node(id: NodeId, version: u64, json: &str, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+fn update_node(
+    id: NodeId,
+    version: u64,
+    json: &str,
+    store: &Store,
+    is_down: impl Fn(NodeId) -> bool,
+    now: WallTime,
+) -> Result<Decision, WriteError> {
     let current = store.node(id).ok_or_else(|| not_found("node", id))?;
     if current.index != version {
         return if current.index == version + 1 && current.spec == json {
@@ -216,8 +223,16 @@ fn update_node(id: NodeId, version: u64, json: &str, store: &Store, now: WallTim
     }
     let spec: NodeSpec =
         serde_json::from_str(json).map_err(|error| WriteError::Invalid(format!("invalid node spec: {error}")))?;
-    if store.node_spec(id).is_some_and(|before| before.role != spec.role) {
-        return Err(WriteError::Invalid("changing a node's role is not supported yet".to_owned()));
+    let is_demoted =
+        store.node_spec(id).is_some_and(|before| (before.role, spec.role) == (Role::Manager, Role::Worker));
+    let is_other_manager = |(other, _, spec): (NodeId, _, &NodeSpec)| other != id && spec.role == Role::Manager;
+    if is_demoted && !store.nodes().any(is_other_manager) {
+        return Err(WriteError::Precondition("attempting to demote the last manager of the swarm".to_owned()));
+    }
+    if is_demoted && !store.nodes().any(|node| is_other_manager(node) && !is_down(node.0)) {
+        let text =
+            format!("node {id} is the last manager that is not down: promote another node, or bring a manager back");
+        return Err(WriteError::Precondition(text));
     }
     let index = current.index + 1;
     let node = NodeObject { index, created: current.created, updated: now, spec: json.to_owned() };

@@ -113,7 +113,7 @@ mod tests {
         let boot = Boot {
             me: ME,
             cluster: ClusterId(5),
-            role: shoal_protocol::token::Role::Manager,
+            granted: shoal_protocol::token::RoleGrant::first(shoal_protocol::token::Role::Manager),
             incarnation: 1,
             records,
             leases: Some(leases),

@@ -10,6 +10,7 @@ use shoal_protocol::value::{Claim, Value};
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{Key, NodeId, Now, Stamp};
 
+use super::bootstrap::voters_stamp;
 use super::commit::{Origin, Outcome};
 use super::event::{Action, PersistBatch, RequestId};
 use super::outbox::Promise;
@@ -30,7 +31,7 @@ impl Control {
         let mut eligible = Vec::new();
         let mut settled = Vec::new();
         for (node, _, _) in self.store.nodes() {
-            if !self.is_manager(node) || !matches!(self.health(node), Health::Alive) {
+            if !self.is_manager(node) || !self.is_listed(node) || !matches!(self.health(node), Health::Alive) {
                 continue;
             }
             if node == self.me && self.leaving {
@@ -75,7 +76,7 @@ impl Control {
     /// signed by their first, whoever writes it.
     fn note_voters(&mut self, voters: VoterSet) {
         let Some(&first) = voters.members.first() else { return };
-        let stamp = Stamp { lineage: 0, epoch: voters.version, seq: 0 };
+        let stamp = voters_stamp(&voters);
         if let Ok(record) = self.store.put(Key::Voters, stamp, first, Some(&Value::Voters(voters))) {
             self.outbox.save(record.clone());
             if self.is_manager(self.me) {
@@ -430,6 +431,7 @@ impl Control {
 mod tests {
     use super::*;
     use crate::core::{Boot, Event, Faults, bootstrap};
+    use shoal_protocol::token::RoleGrant;
     use shoal_protocol::value::{ClusterObject, NodeStatus};
     use shoal_protocol::{ClusterId, ServiceId, Time, WallTime};
     use std::collections::BTreeMap;
@@ -451,7 +453,7 @@ mod tests {
         let boot = Boot {
             me: ME,
             cluster: ClusterId(1),
-            role: Role::Manager,
+            granted: RoleGrant::first(Role::Manager),
             incarnation: 1,
             records,
             leases: Some(leases),

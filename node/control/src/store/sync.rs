@@ -67,13 +67,13 @@ impl Store {
     }
 
     /// Answers [`SyncMessage::Summary`] of `from` with what it lacks and with the keys that this node lacks and would
-    /// believe it about; `None` if there is nothing to say.
+    /// believe it about, and those that it has `given_up`; `None` if there is nothing to say.
     pub fn answer_summary(
         &mut self,
         buckets: &[u16],
         summaries: &[Summary],
-        from: NodeId,
-        from_role: Role,
+        (from, from_role): (NodeId, Role),
+        given_up: &BTreeSet<Key>,
     ) -> Option<SyncMessage> {
         let theirs: BTreeMap<Key, &Summary> = summaries.iter().map(|summary| (summary.key, summary)).collect();
         let mut parcel = self.parcel();
@@ -83,6 +83,7 @@ impl Store {
             if offer {
                 parcel.pack(self.records(&summary.key));
             }
+            let want = want || given_up.contains(&summary.key);
             if want && wanted.len() < RECORDS_MAX && believes(&summary.key, from, from_role) {
                 wanted.push(summary.key);
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
 use shoal_protocol::NodeId;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{API, CONTROL, DATAGRAMS, HELLO, JOIN, RENEW, TUNNEL};
 use super::{Dial, Note, Service, UNADMITTED_MAX};
@@ -150,9 +150,9 @@ impl Service {
         }
     }
 
-    fn on_link_stream(&mut self, link: &Link, public_key: [u8; 32], protocol: &StreamProtocol, stream: Stream) {
+    fn on_link_stream(&mut self, link: &Arc<Link>, public_key: [u8; 32], protocol: &StreamProtocol, stream: Stream) {
         let Ok(permit) = link.accepted.clone().try_acquire_owned() else { return };
-        let (from, role) = (link.peer.credential.node, link.peer.credential.role);
+        let from = link.peer.credential.node;
         let mut stream = PeerStream::new(stream, Some(permit));
         match protocol {
             protocol if *protocol == TUNNEL => self.tell(SwarmEvent::Tunnel { from, stream }),
@@ -161,10 +161,16 @@ impl Service {
             protocol if *protocol == RENEW => {
                 let (shared, events) = (self.shared.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let _ = join::serve_renewal(&shared, (public_key, role), &events, &mut stream).await;
+                    let _ = join::serve_renewal(&shared, public_key, &events, &mut stream).await;
                 });
             }
-            _ => {} // A second hello, join or control stream on a link has no meaning.
+            protocol if *protocol == HELLO => {
+                let (shared, events, link) = (self.shared.clone(), self.events.clone(), link.clone());
+                tokio::spawn(async move {
+                    let _ = refreshed(&shared, &link, &public_key, &events, &mut stream).await;
+                });
+            }
+            _ => {} // A join or a second control stream on a link has no meaning.
         }
     }
 
@@ -203,7 +209,7 @@ impl Service {
                 (None, None)
             }
             Outcome::Refused(Refusal::Duplicate, _) => (None, None),
-            Outcome::Refused(reason, by) => (None, Some((reason, by.map(|by| (by.node, by.role))))),
+            Outcome::Refused(reason, by) => (None, Some((reason, by.map(|by| (by.node, by.granted.role))))),
             Outcome::Unfit(reason) => {
                 if self.is_news(address, format!("ours: {reason}")) {
                     tracing::warn!(%address, %reason, "the node at this address is not admitted");
@@ -250,6 +256,8 @@ impl Service {
         let (node, source) = (connection.node(), connection.remote);
         let (state, refusal) = match (purpose, peer) {
             (Purpose::Probe, peer) => (State::Closing, peer.err()),
+            // There is no link that could go on.
+            (Purpose::Refresh, _) => (State::Closing, Some(Refusal::Duplicate)),
             (Purpose::Link, Err(refusal)) => (State::Closing, Some(refusal)),
             (Purpose::Link, Ok(peer)) => {
                 let yields = self.shared.link(node).is_none_or(|link| link.yields_to(&peer, self.shared.node));
@@ -298,6 +306,22 @@ impl Service {
         self.readers.insert(node, reader);
     }
 
+    /// Shows this node's present credential on all links. One on which that fails is dialled anew, with a hello of its own.
+    pub(super) fn refresh_links(&mut self) {
+        for link in self.shared.links() {
+            let Some(connection) = self.connections.get(&link.connection) else { continue };
+            let (id, public_key) = (link.connection, connection.public_key);
+            let stream = self.open(id, link.peer_id, HELLO);
+            let (shared, notes) = (self.shared.clone(), self.notes.clone());
+            tokio::spawn(async move {
+                let outcome = greet(&shared, &public_key, Purpose::Refresh, stream).await;
+                if !matches!(outcome, Outcome::Admitted(_)) {
+                    let _ = notes.send(Note::Close(id)).await;
+                }
+            });
+        }
+    }
+
     /// Returns whether a connection to a node is about to become a link: its hello is on its way, or was answered well.
     ///
     /// While one is, no other is begun, and of two nodes that dial each other the one with the lower identifier refuses the
@@ -321,6 +345,29 @@ impl Service {
         }
         self.refusals.insert(address, (reason, now));
         true
+    }
+}
+
+/// A linked node shows a new credential. If it does not do, the link goes on with the old one as long as that does.
+async fn refreshed(
+    shared: &Shared,
+    link: &Link,
+    public_key: &[u8; 32],
+    events: &mpsc::Sender<SwarmEvent>,
+    stream: &mut PeerStream,
+) -> io::Result<()> {
+    let (purpose, peer) = hello::listen(shared, public_key, stream).await?;
+    if purpose != Purpose::Refresh {
+        return hello::answer(shared, Some(Refusal::Duplicate), stream).await;
+    }
+    match peer {
+        Err(refusal) => hello::answer(shared, Some(refusal), stream).await,
+        Ok(peer) => {
+            link.shows(peer.credential);
+            let (node, granted) = (peer.credential.node, peer.credential.granted);
+            let _ = events.send(SwarmEvent::Refreshed { node, granted }).await;
+            hello::answer(shared, None, stream).await
+        }
     }
 }
 

@@ -15,19 +15,21 @@ async fn decide(cluster: &TestCluster, manager: &mut TestNode, count: usize) {
                         None => Err(JoinRefusal::InvalidToken),
                         Some(role) => {
                             let public_key = &request.public_key;
-                            let credential = cluster.secrets.issue(&cluster.root, public_key, role, NOW).unwrap();
+                            let granted = RoleGrant::first(role);
+                            let credential = cluster.secrets.issue(&cluster.root, public_key, granted, NOW).unwrap();
                             let manager_key = (role == Role::Manager).then(|| cluster.manager_key.clone());
                             let root_pem = cluster.root.pem().to_owned();
-                            let membership = Membership { root_pem, credential, role, manager_key };
+                            let membership = Membership { root_pem, credential, granted, manager_key };
                             Ok(JoinReply { membership, peers: peers.clone() })
                         }
                     };
                     reply.send(decision).unwrap();
                     Some(())
                 }
-                SwarmEvent::Renew { public_key, role, reply, .. } => {
-                    let credential = cluster.secrets.issue(&cluster.root, &public_key, role, NOW).unwrap();
-                    reply.send(Ok(credential)).unwrap();
+                SwarmEvent::Renew { public_key, reply, .. } => {
+                    let credential =
+                        cluster.secrets.issue(&cluster.root, &public_key, RoleGrant::first(Role::Worker), NOW).unwrap();
+                    reply.send(Ok(Renewed { credential, manager_key: None })).unwrap();
                     Some(())
                 }
                 _ => None,
@@ -51,7 +53,7 @@ async fn a_token_makes_a_node_a_member_with_its_role() {
         let token = cluster.token(role);
         let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
         let reply = reply.unwrap();
-        assert_eq!(reply.membership.role, role);
+        assert_eq!(reply.membership.role(), role);
         assert_eq!(reply.membership.manager_key.is_some(), role == Role::Manager);
         assert_eq!(reply.peers, [(manager.id, manager.address())]);
         node.handle.set_membership(Some(reply.membership)).unwrap();
@@ -71,7 +73,7 @@ async fn a_worker_names_managers() {
     assert!(matches!(error, JoinError::Refused { reason: JoinRefusal::NoManager, .. }), "{error:?}");
     link(&mut worker, &mut manager).await;
     let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
-    assert_eq!(reply.unwrap().membership.role, Role::Worker);
+    assert_eq!(reply.unwrap().membership.role(), Role::Worker);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,8 +169,8 @@ async fn a_manager_renews_a_members_credential() {
     let (mut manager, mut worker) = (cluster.node(Role::Manager).await, cluster.node(Role::Worker).await);
     link(&mut worker, &mut manager).await;
     let (renewed, ()) = tokio::join!(worker.handle.renew(manager.id), decide(&cluster, &mut manager, 1));
-    let credential = cluster.root.verify(&renewed.unwrap(), &worker.key.public_key(), NOW).unwrap();
-    assert_eq!(credential.role, Role::Worker);
+    let credential = cluster.root.verify(&renewed.unwrap().credential, &worker.key.public_key(), NOW).unwrap();
+    assert_eq!(credential.granted.role, Role::Worker);
     let error = manager.handle.renew(worker.id).await.unwrap_err();
     assert!(matches!(error, RenewError::Refused(_)), "{error:?}");
 }

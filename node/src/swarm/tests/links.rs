@@ -225,3 +225,22 @@ async fn a_taken_port_is_an_error_that_names_it() {
     let error = spawn(config, mpsc::channel(1).0).await.unwrap_err();
     assert_eq!(error.to_string(), format!("failed to listen on {listen}"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_goes_on_with_a_new_credential() {
+    let cluster = TestCluster::new();
+    let (mut a, mut b) = (cluster.node(Role::Worker).await, cluster.node(Role::Manager).await);
+    link(&mut a, &mut b).await;
+    for role in [Role::Manager, Role::Worker] {
+        a.handle.set_membership(Some(cluster.membership_at(&a.key, role, NOW))).unwrap();
+        let shown = b.expect("a new credential", |event| match event {
+            SwarmEvent::Refreshed { node, granted } => Some((node, granted.role)),
+            SwarmEvent::Down { .. } => panic!("the link was closed"),
+            _ => None,
+        });
+        assert_eq!(shown.await, (a.id, role));
+        assert_eq!(b.handle.peers().first().map(|peer| peer.granted.role), Some(role));
+        assert!(a.handle.send(b.id, &gossip(1), Priority::Own));
+        b.expect_message(a.id).await;
+    }
+}

@@ -29,7 +29,7 @@ fn round(here: (&mut Store, Role), there: (&mut Store, Role)) -> bool {
         return false;
     };
     let SyncMessage::Summary { buckets, records, .. } = carried(summary) else { panic!("not a summary") };
-    let Some(exchange) = here.answer_summary(&buckets, &records, NodeId(1), there_role) else {
+    let Some(exchange) = here.answer_summary(&buckets, &records, (NodeId(1), there_role), &BTreeSet::new()) else {
         return false;
     };
     let SyncMessage::Exchange { records, wanted } = carried(exchange) else { panic!("not an exchange") };
@@ -101,7 +101,7 @@ proptest! {
         let summaries: Vec<Summary> = hashes.iter().map(summary).collect();
         let wanted: Vec<Key> = hashes.iter().map(|(record, _)| record.key).collect();
         store.answer_digest(&digests);
-        store.answer_summary(&buckets, &summaries, NodeId(1), Role::Worker);
+        store.answer_summary(&buckets, &summaries, (NodeId(1), Role::Worker), &BTreeSet::new());
         store.answer_exchange(&wanted);
         prop_assert_eq!(bytes(&store), before);
     }
@@ -166,7 +166,7 @@ fn what_a_worker_lacks_authority_for_is_not_asked_of_it() {
     let Some(SyncMessage::Summary { buckets, records, .. }) = worker.answer_digest(&manager.buckets()) else {
         panic!("they still differ");
     };
-    assert_eq!(manager.answer_summary(&buckets, &records, NodeId(1), Role::Worker), None);
+    assert_eq!(manager.answer_summary(&buckets, &records, (NodeId(1), Role::Worker), &BTreeSet::new()), None);
 }
 
 /// The whole way of a tombstone: confirmed by all, marked by the holder, dropped by all at different times, and a

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
 
+pub mod engine;
 pub mod error;
 pub mod filters;
 pub mod listen;
@@ -46,6 +47,7 @@ mod unsupported;
 #[cfg(test)]
 mod tests;
 
+pub use engine::Engine;
 pub use error::ApiError;
 pub use metrics::Metrics;
 pub use render::JoinTokens;
@@ -64,6 +66,9 @@ pub type LogLines = BoxStream<'static, Result<LogLine, DriverError>>;
 pub trait Backend: Send + Sync + 'static {
     /// Returns what this node says of itself, in a cluster or not.
     fn node(&self) -> NodeStatus;
+
+    /// Returns the Docker Engine that runs this node's containers; `None` where none does, or it is not decided yet.
+    fn engine(&self) -> Option<Arc<Engine>>;
 
     /// Copies what a request needs out of this node's replica; [`ApiError::not_in_cluster`] outside a cluster.
     async fn snapshot(&self, want: Want) -> Result<Snapshot, ApiError>;
@@ -104,6 +109,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Sends a request to the API of another node. Returns once the answer has begun.
     async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError>;
 }
+
+/// Marks a request that came from another node: it is never passed on to the engine behind this one.
+#[derive(Debug, Clone, Copy)]
+pub struct FromPeer;
 
 /// What every handler has at hand. Cheap to clone.
 #[derive(Clone)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::listen::Socket;
-use crate::api::{self, Metrics};
+use crate::api::{self, Engine, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
+use crate::driver::choice;
 use crate::ingress::metrics::IngressMetrics;
 
 pub mod backend;
@@ -52,6 +53,8 @@ struct Daemon {
     /// Counts the starts of this daemon.
     incarnation: u64,
     settings: BTreeMap<String, String>,
+    /// Filled once it is decided that an engine runs the containers.
+    engine: Arc<OnceLock<Arc<Engine>>>,
     router: axum::Router,
     metrics: ShellMetrics,
     member: Option<Member>,
@@ -94,7 +97,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let counters = ShellMetrics::register(&mut registry);
     let metrics = Arc::new(Metrics::new(registry));
-    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised));
+    let engine = Arc::new(OnceLock::new());
+    note_engine(&engine, &config, &loaded.settings);
+    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised), engine.clone());
     let router = api::router(Arc::new(backend), metrics);
     let ended = CancellationToken::new();
     let serving: Vec<_> = sockets
@@ -104,7 +109,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::start(config, advertised, disk, loaded, router, counters).await?;
+    let mut daemon = Daemon::new(config, advertised, (disk, &loaded), (router, engine), counters);
+    daemon.start(loaded).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
         tracing::warn!(%error, "failed to tell the service manager that this daemon is ready");
@@ -143,19 +149,21 @@ fn own_status(config: &Config, advertised: SocketAddr) -> NodeStatus {
 }
 
 impl Daemon {
-    async fn start(
+    fn new(
         config: Config,
         advertised: SocketAddr,
-        disk: Disk,
-        loaded: Loaded,
-        router: axum::Router,
+        (disk, loaded): (Disk, &Loaded),
+        (router, engine): (axum::Router, Arc<OnceLock<Arc<Engine>>>),
         metrics: ShellMetrics,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
         let (member, joining) = (None, None);
-        let mut daemon = Self { config, advertised, disk, incarnation, settings, router, metrics, member, joining };
-        let asked_for_cluster = daemon.config.init || !daemon.config.join.is_empty();
+        Self { config, advertised, disk, incarnation, settings, engine, router, metrics, member, joining }
+    }
+
+    async fn start(&mut self, loaded: Loaded) -> anyhow::Result<()> {
+        let asked_for_cluster = self.config.init || !self.config.join.is_empty();
         if loaded.cluster.is_some() {
             if asked_for_cluster {
                 tracing::info!(
@@ -163,23 +171,23 @@ impl Daemon {
                 );
             }
             let stored = Stored::read(loaded)?;
-            let has_token = daemon.config.token.is_some() || daemon.config.token_file.is_some();
+            let has_token = self.config.token.is_some() || self.config.token_file.is_some();
             if has_token && stored.needs_token()? {
                 tracing::warn!("this node's credential has ended: joining again as the member that it was");
-                let token = daemon.token()?;
-                daemon.join(&token, Some(stored))?;
+                let token = self.token()?;
+                self.join(&token, Some(stored))?;
             } else {
-                daemon.resume(stored).await?;
+                self.resume(stored).await?;
             }
-        } else if daemon.config.init {
-            daemon.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
-        } else if !daemon.config.join.is_empty() {
-            let token = daemon.token()?;
-            daemon.join(&token, None)?;
+        } else if self.config.init {
+            self.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        } else if !self.config.join.is_empty() {
+            let token = self.token()?;
+            self.join(&token, None)?;
         } else {
             tracing::info!("this node is in no cluster: it waits for 'shoal init' or 'shoal join'");
         }
-        Ok(daemon)
+        Ok(())
     }
 
     fn token(&self) -> anyhow::Result<String> {
@@ -283,6 +291,19 @@ impl Daemon {
             let _ = tokio::time::timeout(FAREWELL, member.settle()).await;
             member.close().await;
         }
+    }
+}
+
+/// Opens the way to the engine once it is decided that one runs the containers.
+fn note_engine(engine: &OnceLock<Arc<Engine>>, config: &Config, settings: &BTreeMap<String, String>) {
+    if !choice::is_docker(config, settings) {
+        return;
+    }
+    match config.docker_host.parse() {
+        Ok(address) => {
+            engine.get_or_init(|| Arc::new(Engine::new(address)));
+        }
+        Err(error) => tracing::error!(error, "requests cannot be passed on to the Docker Engine"),
     }
 }
 

@@ -196,3 +196,151 @@ async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
     ensure!(next().await? == DriverReport::Removed);
     Ok(())
 }
+
+/// A daemon of this repository in front of an engine, in no cluster.
+struct Daemon {
+    process: std::process::Child,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(engine: &str) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("shoal.sock");
+        let process = Command::new(env!("CARGO_BIN_EXE_shoald"))
+            .args(["--driver", "docker", "--docker-host", engine, "--listen-addr", "127.0.0.1:0", "--multicast=false"])
+            .arg("--data-dir")
+            .arg(dir.path().join("data"))
+            .arg("--host")
+            .arg(format!("unix://{}", socket.display()))
+            .spawn()?;
+        let daemon = Self { process, socket, _dir: dir };
+        let deadline = std::time::Instant::now() + CALL_MAX;
+        while daemon.docker(&["version"]).output()?.status.code() != Some(0) {
+            ensure!(std::time::Instant::now() < deadline, "the daemon does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(daemon)
+    }
+
+    /// Docker's own client, as a command in front of the daemon.
+    fn docker(&self, arguments: &[&str]) -> Command {
+        // A client that waits for ever is a failure, not a hanging test.
+        let mut command = Command::new("timeout");
+        command.args(["60", "docker", "-H"]).arg(format!("unix://{}", self.socket.display())).args(arguments);
+        command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CLI_HINTS", "false").stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.docker(arguments).output()?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "docker {}: {out}{err}", arguments.join(" "));
+        Ok(out.into_owned())
+    }
+
+    fn refused(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.docker(arguments).output()?;
+        ensure!(!output.status.success(), "docker {} was not refused", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Gives a command its input and returns what it says.
+fn fed(mut command: Command, input: &[u8]) -> anyhow::Result<String> {
+    use std::io::Write;
+    use std::process::Stdio;
+
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("it has an input")?.write_all(input)?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn dockers_client_drives_the_engine_through_the_node() -> anyhow::Result<()> {
+    let host = engine_host()?;
+    let (daemon, image) = (Daemon::start(&host)?, TestImage::build()?);
+    let name = format!("shoal-pass-{}", std::process::id());
+    let tag = format!("{name}:built");
+
+    let loaded = fed(daemon.docker(&["load"]), &image.archive)?;
+    ensure!(loaded.contains(&format!("Loaded image: {}", image.reference)), "{loaded}");
+    ensure!(daemon.ok(&["run", "--rm", &image.reference, "echo", "hi"])? == "hi\n");
+    let script = "while read line; do echo got $line; done; echo end";
+    let said = fed(daemon.docker(&["run", "--rm", "-i", &image.reference, "sh", "-c", script]), b"a\nb\n")?;
+    ensure!(said == "got a\ngot b\nend\n", "{said}");
+
+    daemon.ok(&["run", "-d", "--name", &name, &image.reference, "sh", "-c", "echo started; sleep 1000"])?;
+    let check = || -> anyhow::Result<()> {
+        ensure!(daemon.ok(&["ps", "--format", "{{.Names}}", "--filter", &format!("name={name}")])?.trim() == name);
+        ensure!(daemon.ok(&["exec", &name, "echo", "inside"])? == "inside\n");
+        ensure!(daemon.docker(&["exec", &name, "sh", "-c", "exit 3"]).status()?.code() == Some(3));
+        let echoed = fed(daemon.docker(&["exec", "-i", &name, "cat"]), &[b'x'; 300_000])?;
+        ensure!(echoed.len() == 300_000, "{} bytes", echoed.len());
+        ensure!(daemon.ok(&["logs", &name])? == "started\n");
+        ensure!(daemon.ok(&["top", &name])?.contains("sleep 1000"));
+        ensure!(daemon.ok(&["stats", "--no-stream", "--format", "{{.Name}}", &name])?.trim() == name);
+        ensure!(daemon.ok(&["inspect", "--format", "{{.State.Status}}", &name])?.trim() == "running");
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        std::fs::write(path("file"), "copied")?;
+        daemon.ok(&["cp", &path("file"), &format!("{name}:/there")])?;
+        daemon.ok(&["cp", &format!("{name}:/there"), &path("back")])?;
+        ensure!(std::fs::read_to_string(path("back"))? == "copied");
+        let dockerfile = format!("FROM {}\nCOPY file /file\nRUN cat /file\n", image.reference);
+        std::fs::write(path("Dockerfile"), dockerfile)?;
+        ensure!(daemon.ok(&["build", "-t", &tag, &path("")])?.contains("copied"));
+        ensure!(daemon.ok(&["image", "inspect", "--format", "{{.Os}}", &tag])?.trim() == "linux");
+        ensure!(daemon.ok(&["images", "-q", &tag])?.lines().count() == 1);
+        daemon.ok(&["volume", "create", &name])?;
+        ensure!(daemon.ok(&["volume", "ls", "-q"])?.lines().any(|volume| volume == name));
+        daemon.ok(&["system", "df"])?;
+        ensure!(daemon.ok(&["info", "--format", "{{.Driver}} {{.Swarm.LocalNodeState}}"])?.ends_with(" inactive\n"));
+        ensure!(daemon.ok(&["version", "--format", "{{.Server.Version}}"])?.trim() == env!("CARGO_PKG_VERSION"));
+        Ok(())
+    };
+    let checked = check();
+    daemon.ok(&["rm", "-f", &name])?;
+    let _ = daemon.docker(&["volume", "rm", &name]).output()?;
+    let _ = daemon.docker(&["rmi", &tag]).output()?;
+    checked
+}
+
+#[test]
+fn output_is_followed_through_the_node_until_the_container_ends() -> anyhow::Result<()> {
+    let host = engine_host()?;
+    let (daemon, image) = (Daemon::start(&host)?, TestImage::build()?);
+    let name = format!("shoal-follow-{}", std::process::id());
+    fed(daemon.docker(&["load", "-q"]), &image.archive)?;
+    daemon.ok(&["create", "-i", "--name", &name, &image.reference, "sh", "-c", "read line; echo heard $line"])?;
+    daemon.ok(&["start", &name])?;
+    let logs = daemon.docker(&["logs", "-f", &name]).stdout(std::process::Stdio::piped()).spawn()?;
+    let attached = fed(daemon.docker(&["attach", &name]), b"it\n")?;
+    let followed = String::from_utf8(logs.wait_with_output()?.stdout)?;
+    daemon.ok(&["rm", "-f", &name])?;
+    ensure!(attached == "heard it\n" && followed == attached, "{attached} {followed}");
+    Ok(())
+}
+
+#[test]
+fn the_engines_own_swarm_is_out_of_reach() -> anyhow::Result<()> {
+    let host = engine_host()?;
+    let daemon = Daemon::start(&host)?;
+    let refused = daemon.refused(&["swarm", "join", "--token", "SWMTKN-1-x-y", "127.0.0.1"])?;
+    ensure!(refused.contains("valid join token"), "{refused}");
+    daemon.refused(&["secret", "ls"])?;
+    ensure!(daemon.refused(&["service", "ls"])?.contains("This node is not a swarm manager"));
+    let state = Command::new("docker").args(["-H", &host, "info", "--format", "{{.Swarm.LocalNodeState}}"]).output()?;
+    ensure!(String::from_utf8_lossy(&state.stdout).trim() == "inactive", "{state:?}");
+    Ok(())
+}

@@ -1,14 +1,19 @@
-//! What every request passes: its version, its share of the node's attention, its time limit, its place in the metrics.
+//! What every request passes: its version, the choice of who answers, its share of the node's attention, its time limit, its
+//! place in the metrics.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::engine::Engine;
+use super::engine::owner::{Owner, owner};
+use super::images::LoadQuery;
 use super::render::{API_VERSION, API_VERSION_MIN};
-use super::{Api, ApiError};
+use super::{Api, ApiError, FromPeer};
 
 /// How long an answer may take to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,21 +27,48 @@ const REFUSAL_BYTES_MAX: usize = 4096;
 pub(super) async fn pass(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
-    let outcome = match strip_version(request.uri()) {
-        Ok(uri) => {
+    let outcome = match strip_version(request.uri()).and_then(|uri| Ok((engine_for(&api, &request, &uri)?, uri))) {
+        Ok((Some(engine), _)) => Ok(engine.pass(request).await.unwrap_or_else(IntoResponse::into_response)),
+        Ok((None, uri)) => {
             *request.uri_mut() = uri;
-            run(&api, request, next).await
+            let outcome = run(&api, request, next).await;
+            Ok(as_message(outcome.unwrap_or_else(IntoResponse::into_response)).await)
         }
         Err(error) => Err(error),
     };
-    let mut response = as_message(outcome.unwrap_or_else(IntoResponse::into_response)).await;
+    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
     let headers = response.headers_mut();
-    headers.insert("api-version", HeaderValue::from_static(API_VERSION));
-    headers.insert("ostype", HeaderValue::from_static("linux"));
-    headers.insert("docker-experimental", HeaderValue::from_static("false"));
-    headers.insert("server", HeaderValue::from_static(concat!("shoal/", env!("CARGO_PKG_VERSION"), " (linux)")));
+    let spoken = api.backend.engine().and_then(|engine| engine.last_spoken());
+    let version = announced(spoken.as_ref().map(|spoken| spoken.version.as_str()));
+    if let Ok(version) = HeaderValue::from_str(version) {
+        headers.insert("api-version", version);
+    }
+    for (name, value) in [
+        ("ostype", "linux"),
+        ("docker-experimental", "false"),
+        ("server", concat!("shoal/", env!("CARGO_PKG_VERSION"), " (linux)")),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value)); // the engine's own answers have the engine's
+    }
     api.metrics.count_request(&method, response.status(), started.elapsed());
     response
+}
+
+/// Returns the engine if a request is for it; `uri` has no version.
+fn engine_for(api: &Api, request: &Request, uri: &Uri) -> Result<Option<Arc<Engine>>, ApiError> {
+    let Some(engine) = api.backend.engine() else { return Ok(None) };
+    if request.extensions().get::<FromPeer>().is_some() || owner(request.method(), uri.path())? == Owner::Cluster {
+        return Ok(None);
+    }
+    let loads = uri.path() == "/images/load";
+    let loads_on_all = loads && Query::<LoadQuery>::try_from_uri(uri).is_ok_and(|Query(query)| query.on_all());
+    Ok((!loads_on_all).then_some(engine))
+}
+
+/// Returns the newest version that clients may use: the lower one of this API's and the engine's.
+pub(super) fn announced(engine: Option<&str>) -> &str {
+    let engine = engine.filter(|engine| number(engine).is_some());
+    engine.filter(|engine| number(engine) < number(API_VERSION)).unwrap_or(API_VERSION)
 }
 
 /// Gives refusals that came from below the handlers, which are plain text, the shape that clients expect.
@@ -93,6 +125,15 @@ fn number(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lower_version_is_announced() {
+        for (engine, want) in
+            [(None, "1.50"), (Some("1.41"), "1.41"), (Some("1.9"), "1.9"), (Some("1.52"), "1.50"), (Some("x"), "1.50")]
+        {
+            assert_eq!(announced(engine), want, "{engine:?}");
+        }
+    }
 
     #[test]
     fn versions_are_taken_off_the_path() {

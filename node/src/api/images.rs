@@ -75,6 +75,13 @@ pub(super) struct LoadQuery {
     all: Option<String>,
 }
 
+impl LoadQuery {
+    /// Returns whether every ready node is to store the images.
+    pub(super) fn on_all(&self) -> bool {
+        is_on(self.all.as_deref())
+    }
+}
+
 /// `POST /images/load`; `all=1` stores on every ready node.
 pub(super) async fn load(
     State(api): State<Api>,
@@ -82,7 +89,7 @@ pub(super) async fn load(
     body: Body,
 ) -> Result<Response, ApiError> {
     let pieces = body.into_data_stream().map(|piece| piece.map_err(io::Error::other)).boxed();
-    if !is_on(query.all.as_deref()) {
+    if !query.on_all() {
         let (feed, pieces_of_one) = Feed::new();
         let load = unless(feed.given_up.clone(), api.load_here(pieces_of_one));
         let ((), references) = join(pump(pieces, vec![feed]), load).await;

@@ -1,15 +1,19 @@
 //! The Unix sockets on which the API is served.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::Router;
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +25,8 @@ const CONNECTIONS_MAX: usize = 1024;
 const GROUP: &str = "shoal";
 /// Read and write for owner and group.
 const MODE: u32 = 0o660;
+/// How often a client that sends nothing any more is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a socket could not be opened. Nothing was removed that anyone uses.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +101,8 @@ impl Socket {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        axum::serve(self, router).with_graceful_shutdown(shutdown).await
+        let service = router.into_make_service_with_connect_info::<Hangup>();
+        axum::serve(self, service).with_graceful_shutdown(shutdown).await
     }
 
     /// Returns where it listens.
@@ -120,7 +127,7 @@ impl Listener for Socket {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, _permit: permit }, address)
+        (Connection { stream: Arc::new(stream), _permit: permit }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -130,31 +137,91 @@ impl Listener for Socket {
 
 /// A connection that gives its place back when it closes.
 pub struct Connection {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            match self.stream.try_read(buffer.initialize_unfilled()) {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn poll_with(
+        &self,
         context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            match write(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write(bytes))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write_vectored(parts))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(rustix::net::shutdown(&self.stream, Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+/// Tells whether a client is gone, which reading does not: the end of what it sends looks the same.
+#[derive(Debug, Clone)]
+pub struct Hangup(Weak<UnixStream>);
+
+impl Connected<IncomingStream<'_, Socket>> for Hangup {
+    fn connect_info(stream: IncomingStream<'_, Socket>) -> Self {
+        Self(Arc::downgrade(&stream.io().stream))
+    }
+}
+
+impl Hangup {
+    /// Returns when the client has closed its end as a whole, or this end is closed.
+    pub(super) async fn gone(&self) {
+        while !self.is_gone() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        let Some(stream) = self.0.upgrade() else { return true };
+        let mut found = [PollFd::new(&stream, PollFlags::empty())];
+        let polled = rustix::event::poll(&mut found, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        polled.is_ok() && found[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 }
 

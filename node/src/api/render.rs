@@ -10,7 +10,7 @@ mod task;
 
 pub use node::node;
 pub use service::{Extras, service};
-pub use swarm::{JoinTokens, info, spec_of_swarm, swarm, version};
+pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};
 pub use task::task;
 
 /// The API version that is spoken at most.

@@ -32,9 +32,10 @@ use super::listen::Socket;
 use super::read::Source;
 use super::snapshot::NodeState;
 use super::status::{LeaseFacts, NodeFacts, StatusFacts};
-use super::{ApiError, Backend, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
+use super::{ApiError, Backend, Engine, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 
+mod engine;
 mod reads;
 mod writes;
 
@@ -54,6 +55,7 @@ struct Fake {
     loaded: Mutex<Vec<Vec<u8>>>,
     /// Whose output was asked for.
     read: Mutex<Vec<TaskId>>,
+    engine: Option<Arc<Engine>>,
 }
 
 fn put(store: &mut Store, key: Key, value: &value::Value) {
@@ -158,6 +160,7 @@ impl Fake {
             refusal: Mutex::default(),
             loaded: Mutex::default(),
             read: Mutex::default(),
+            engine: None,
         }
     }
 
@@ -174,6 +177,10 @@ fn line(text: &str, stream: LogStream) -> Result<LogLine, DriverError> {
 impl Backend for Fake {
     fn node(&self) -> NodeStatus {
         status_of("n1")
+    }
+
+    fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.clone()
     }
 
     async fn snapshot(&self, want: Want) -> Result<Snapshot, ApiError> {

@@ -21,6 +21,12 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the fake driver pretends to have.
 const FAKE_CAPACITY: Capacity = Capacity { nano_cpus: 2_000_000_000, memory_bytes: 4 << 30 };
 
+/// Returns whether a Docker Engine runs this node's containers, as far as that is decided before a cluster is joined.
+pub fn is_docker(config: &Config, settings: &BTreeMap<String, String>) -> bool {
+    let kept = settings.get(SETTING).map(String::as_str);
+    matches!((config.driver, kept), (DriverChoice::Docker, _) | (DriverChoice::Auto, Some("docker")))
+}
+
 /// A driver, and what is to be remembered of how it was chosen.
 pub struct Opened {
     /// The driver.

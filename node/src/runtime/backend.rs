@@ -1,6 +1,7 @@
 //! What the API needs of the node: questions for the event loop, calls of the driver, and other nodes' APIs.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use axum::Router;
@@ -24,7 +25,7 @@ use super::shells::Shells;
 use crate::api::read::Source;
 use crate::api::snapshot::NodeState;
 use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
-use crate::api::{ApiError, Backend, JoinTokens, LogLines, Snapshot, StatusReport, Want};
+use crate::api::{ApiError, Backend, Engine, FromPeer, JoinTokens, LogLines, Snapshot, StatusReport, Want};
 use crate::driver::{DriverError, ImageInfo, LogQuery};
 use crate::swarm::PeerStream;
 
@@ -33,12 +34,14 @@ pub struct NodeBackend {
     event_loop: Loop,
     /// What the node says of itself while it is in no cluster.
     status: NodeStatus,
+    /// The engine that runs the node's containers, once that is decided; it stays decided while the daemon runs.
+    engine: Arc<OnceLock<Arc<Engine>>>,
 }
 
 impl NodeBackend {
     /// Returns the backend of the node that `event_loop` leads to.
-    pub fn new(event_loop: Loop, status: NodeStatus) -> Self {
-        Self { event_loop, status }
+    pub fn new(event_loop: Loop, status: NodeStatus, engine: Arc<OnceLock<Arc<Engine>>>) -> Self {
+        Self { event_loop, status, engine }
     }
 
     /// Looks at the decisions, if there are any.
@@ -55,7 +58,7 @@ impl NodeBackend {
         shells.ok_or_else(ApiError::not_in_cluster)
     }
 
-    async fn driver(&self) -> Result<std::sync::Arc<dyn crate::driver::Driver>, DriverError> {
+    async fn driver(&self) -> Result<Arc<dyn crate::driver::Driver>, DriverError> {
         let shells = self.shells().await.map_err(|error| DriverError::Refused(error.to_string()))?;
         Ok(shells.driver)
     }
@@ -144,6 +147,10 @@ impl Backend for NodeBackend {
         self.status.clone()
     }
 
+    fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.get().cloned()
+    }
+
     async fn snapshot(&self, want: Want) -> Result<Snapshot, ApiError> {
         self.look(move |control, _| snapshot(control, &want)).await
     }
@@ -224,8 +231,9 @@ fn is_open_to_peers(method: &Method, path: &str, is_manager: bool) -> bool {
 
 /// Serves one connection of another node to this node's API.
 pub(super) async fn serve_peer(stream: PeerStream, router: Router, is_manager: bool) -> Result<(), hyper::Error> {
-    let guard = axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| async move {
+    let guard = axum::middleware::from_fn(move |mut request: Request, next: axum::middleware::Next| async move {
         if is_open_to_peers(request.method(), request.uri().path(), is_manager) {
+            request.extensions_mut().insert(FromPeer);
             next.run(request).await
         } else {
             ApiError::not_found("page", request.uri().path()).into_response()

@@ -209,6 +209,7 @@ impl Daemon {
             self.settings.insert(choice::SETTING.to_owned(), chosen.to_owned());
             let batch = Batch { settings: self.settings.clone(), ..Batch::default() };
             self.disk.write(batch).await.context("failed to note which driver was chosen")?;
+            super::note_engine(&self.engine, &self.config, &self.settings);
         }
         Ok(opened.driver)
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use shoal_protocol::value::{ClusterObject, NodeStatus, TASK_HISTORY_MAX};
 
-use super::{API_VERSION, API_VERSION_MIN};
+use super::API_VERSION_MIN;
 use crate::api::snapshot::{NodeState, Snapshot};
 use shoal_protocol::token::Role;
 
@@ -121,21 +121,51 @@ fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
     })
 }
 
-/// Renders versions. Docker's client reads `Components`, not the fields beside it.
-pub fn version(node: &NodeStatus) -> Value {
+/// Puts the cluster's part of [`info`] into what the engine behind the node says of itself, or tells why it says nothing.
+pub fn info_with_engine(own: Value, engine: Result<Value, String>) -> Value {
+    match engine {
+        Ok(mut engine) if engine.is_object() => {
+            let names = |value: &Value| value["Labels"].as_array().cloned().unwrap_or_default();
+            let labels: Vec<Value> = names(&own).into_iter().chain(names(&engine)).collect();
+            engine["Swarm"] = own["Swarm"].clone();
+            engine["Name"] = own["Name"].clone();
+            engine["Labels"] = json!(labels);
+            engine
+        }
+        said => {
+            let mut own = own;
+            let error = said.err().unwrap_or_else(|| "what the Docker Engine says of itself makes no sense".to_owned());
+            own["Warnings"] = json!([format!("WARNING: {error}")]);
+            own
+        }
+    }
+}
+
+/// Renders versions; `engine` is what the engine behind the node says of its own. Docker's client reads `Components`, not the
+/// fields beside it, and knows the daemon by the name `Engine`.
+pub fn version(node: &NodeStatus, api_version: &str, engine: Option<&Value>) -> Value {
     // Docker's clients compare architectures in Go's notation.
     let architecture = match node.architecture.as_str() {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
+    let own = json!({"Name": "Engine", "Version": node.version, "Details": {"ApiVersion": api_version,
+        "MinAPIVersion": API_VERSION_MIN, "Os": node.os, "Arch": architecture, "Experimental": "false",
+        "GitCommit": "", "GoVersion": "", "KernelVersion": "", "BuildTime": ""}});
+    let behind = engine.and_then(|engine| engine["Components"].as_array()).into_iter().flatten().cloned();
+    let behind = behind.map(|mut component| {
+        if component["Name"] == "Engine" {
+            component["Name"] = json!("Docker Engine");
+        }
+        component
+    });
+    let components: Vec<Value> = std::iter::once(own).chain(behind).collect();
     json!({
         "Platform": {"Name": "shoal"},
-        "Components": [{"Name": "Engine", "Version": node.version, "Details": {"ApiVersion": API_VERSION,
-            "MinAPIVersion": API_VERSION_MIN, "Os": node.os, "Arch": architecture, "Experimental": "false",
-            "GitCommit": "", "GoVersion": "", "KernelVersion": "", "BuildTime": ""}}],
+        "Components": components,
         "Version": node.version,
-        "ApiVersion": API_VERSION,
+        "ApiVersion": api_version,
         "MinAPIVersion": API_VERSION_MIN,
         "GitCommit": "",
         "GoVersion": "",

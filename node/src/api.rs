@@ -15,10 +15,11 @@ use futures::stream::BoxStream;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{NodeId, TaskId};
+use shoal_protocol::{NodeId, TaskId, WallTime};
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 
+use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
 
 pub mod engine;
@@ -31,6 +32,7 @@ pub mod render;
 pub mod snapshot;
 pub mod status;
 
+mod containers;
 mod frames;
 mod gate;
 mod images;
@@ -43,6 +45,8 @@ mod swarm;
 mod system;
 mod tasks;
 mod unsupported;
+mod usage;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -66,6 +70,9 @@ pub type LogLines = BoxStream<'static, Result<LogLine, DriverError>>;
 pub trait Backend: Send + Sync + 'static {
     /// Returns what this node says of itself, in a cluster or not.
     fn node(&self) -> NodeStatus;
+
+    /// Returns the present moment.
+    fn now(&self) -> WallTime;
 
     /// Returns the Docker Engine that runs this node's containers; `None` where none does, or it is not decided yet.
     fn engine(&self) -> Option<Arc<Engine>>;
@@ -102,6 +109,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Lists the images of this node.
     async fn images(&self) -> Result<Vec<ImageInfo>, DriverError>;
+
+    /// Returns what this node's driver tells of its containers, images and volumes; refused where the driver tells nothing.
+    async fn inventory(&self) -> Result<Arc<dyn Inventory>, ApiError>;
 
     /// Removes an image from this node.
     async fn remove_image(&self, image: &str) -> Result<(), DriverError>;
@@ -160,7 +170,13 @@ fn routes() -> Router<Api> {
         .route("/tasks/{id}/logs", get(logs::of_task))
         .route("/images/json", get(images::list))
         .route("/images/load", post(images::load).layer(DefaultBodyLimit::disable()))
-        .route("/images/{*name}", delete(images::remove))
+        .route("/images/{*name}", delete(images::remove).get(images::inspect))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{id}/logs", get(containers::logs))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/{name}", get(volumes::inspect))
+        .route("/system/df", get(usage::show))
 }
 
 /// An empty body, for requests and answers that have none.

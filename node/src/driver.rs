@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,6 +18,7 @@ pub mod conformance;
 pub mod docker;
 pub mod embedded;
 pub mod fake;
+pub mod inventory;
 
 /// Why a driver could not do what it was asked. Every call may be retried.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +198,11 @@ pub trait Driver: Send + Sync + 'static {
     /// Removes every container of this node and what the driver set up on the machine: the node leaves its cluster. Images
     /// stay.
     async fn close(&self) -> Result<(), DriverError>;
+
+    /// Returns what this driver tells of its containers, images and volumes; `None` where an engine answers for itself.
+    fn inventory(self: Arc<Self>) -> Option<Arc<dyn inventory::Inventory>> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,9 @@ use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, setsid, umask, waitpid};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::driver::embedded::bundle::{Bundle, BundleDir, CONNECTED, Progress, State, wall_now, write_json};
+use crate::driver::embedded::bundle::{
+    Bundle, BundleDir, CONNECTED, OUT_OF_MEMORY, Progress, State, wall_now, write_json,
+};
 use crate::driver::embedded::{cgroup, process};
 
 mod executor;
@@ -115,7 +117,7 @@ fn supervise(directory: &BundleDir) -> Result<(), SuperviseError> {
     say(&Progress::Started);
     close_conversation();
     let (code, error) = match wait(pid, streams) {
-        Ok(code) if cgroup::out_of_memory_kills(&bundle.cgroup) > 0 => (code, "out of memory".to_owned()),
+        Ok(code) if cgroup::out_of_memory_kills(&bundle.cgroup) > 0 => (code, OUT_OF_MEMORY.to_owned()),
         Ok(code) => (code, String::new()),
         Err(error) => (255, format!("failed to wait for the container: {error}")),
     };

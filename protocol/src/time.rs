@@ -63,6 +63,26 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// Says how long a time in nanoseconds is, in the words of Docker's client. Source: docker/go-units, `HumanDuration`.
+pub fn human_duration(nanos: i128) -> String {
+    let secs = nanos.max(0) / 1_000_000_000;
+    let minutes = secs / 60;
+    let hours = (secs + 1800) / 3600;
+    match (secs, minutes, hours) {
+        (0, ..) => "Less than a second".to_owned(),
+        (1, ..) => "1 second".to_owned(),
+        (2..60, ..) => format!("{secs} seconds"),
+        (_, 1, _) => "About a minute".to_owned(),
+        (_, 2..60, _) => format!("{minutes} minutes"),
+        (.., 1) => "About an hour".to_owned(),
+        (.., ..48) => format!("{hours} hours"),
+        (.., ..336) => format!("{} days", hours / 24),
+        (.., ..1440) => format!("{} weeks", hours / 24 / 7),
+        (.., ..17_520) => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
 /// The present moment on both clocks, read once per event by the runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Now {
@@ -85,6 +105,28 @@ mod tests {
         ] {
             let got = WallTime(nanos).to_string();
             assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn durations_are_said_as_docker_says_them() {
+        for (secs, want) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "About an hour"),
+            (7200, "2 hours"),
+            (47 * 3600, "47 hours"),
+            (49 * 3600, "2 days"),
+            (15 * 86_400, "2 weeks"),
+            (70 * 86_400, "2 months"),
+            (800 * 86_400, "2 years"),
+        ] {
+            assert_eq!(human_duration(secs * 1_000_000_000), want, "{secs}");
         }
     }
 

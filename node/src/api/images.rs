@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{Method, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::filters::Filters;
 use super::query::is_on;
+use super::render;
 use super::snapshot::{NodeState, NodeView, Pick, Want};
 use super::{Api, ApiError};
-use crate::driver::ImageInfo;
+use crate::driver::{DriverError, ImageInfo};
 
 /// Pieces of an archive that wait for one node.
 const PIECES_MAX: usize = 8;
@@ -46,22 +47,22 @@ pub(super) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
         filters.any("reference", |wanted| image.tags.iter().any(|tag| tag == wanted || repository(tag) == wanted))
     };
     let images = api.backend.images().await?;
-    Ok(Json(images.iter().filter(|image| fits(image)).map(render).collect()))
+    Ok(Json(images.iter().filter(|image| fits(image)).map(render::image_summary).collect()))
 }
 
-fn render(image: &ImageInfo) -> Value {
-    json!({
-        "Containers": -1,
-        "Created": image.created.0 / 1_000_000_000,
-        "Id": image.id,
-        "Labels": null,
-        "ParentId": "",
-        "RepoDigests": null,
-        "RepoTags": image.tags,
-        "SharedSize": -1,
-        "Size": image.size,
-        "VirtualSize": image.size,
-    })
+/// `GET /images/{name}/json`.
+pub(super) async fn inspect(State(api): State<Api>, Path(path): Path<String>) -> Result<Json<Value>, ApiError> {
+    let Some(name) = path.strip_suffix("/json") else {
+        return Err(ApiError::unsupported(&format!("this operation on images (GET /images/{path})")));
+    };
+    let image = match api.backend.inventory().await?.image(name).await {
+        Err(DriverError::NoSuchImage { .. }) => {
+            let message = format!("no such image: {name}: No such image: {name}");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, message));
+        }
+        image => image?,
+    };
+    Ok(Json(render::image(&image)))
 }
 
 /// `DELETE /images/{name}`.

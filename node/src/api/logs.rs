@@ -37,6 +37,7 @@ pub(super) struct LogsQuery {
     timestamps: Option<String>,
     tail: Option<String>,
     details: Option<String>,
+    until: Option<String>,
 }
 
 /// The same, read.
@@ -47,6 +48,8 @@ struct Wanted {
     timestamps: bool,
     details: bool,
     query: LogQuery,
+    /// Nothing that was written later; `None` means no end.
+    until: Option<WallTime>,
 }
 
 impl Wanted {
@@ -59,13 +62,14 @@ impl Wanted {
             "" | "all" => None,
             number => Some(number.parse().map_err(|_| ApiError::invalid(format!("invalid value for tail: {number}")))?),
         };
-        let since = query.since.as_deref().filter(|since| !since.is_empty()).map(parse_seconds).transpose()?;
+        let since = moment("since", query.since.as_deref())?;
         Ok(Self {
             stdout,
             stderr,
             timestamps: is_on(query.timestamps.as_deref()),
             details: is_on(query.details.as_deref()),
-            query: LogQuery { tail, since: since.filter(|since| since.0 > 0), follow: is_on(query.follow.as_deref()) },
+            query: LogQuery { tail, since, follow: is_on(query.follow.as_deref()) },
+            until: moment("until", query.until.as_deref())?,
         })
     }
 
@@ -86,9 +90,15 @@ impl Wanted {
     }
 }
 
+/// Reads a moment; nothing and zero are none.
+pub(super) fn moment(name: &str, text: Option<&str>) -> Result<Option<WallTime>, ApiError> {
+    let moment = text.filter(|text| !text.is_empty()).map(|text| parse_seconds(name, text)).transpose()?;
+    Ok(moment.filter(|moment| moment.0 > 0))
+}
+
 /// Reads seconds since 1970 with an optional fraction.
-fn parse_seconds(text: &str) -> Result<WallTime, ApiError> {
-    let invalid = || ApiError::invalid(format!("invalid value for since: {text}"));
+fn parse_seconds(name: &str, text: &str) -> Result<WallTime, ApiError> {
+    let invalid = || ApiError::invalid(format!("invalid value for {name}: {text}"));
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let seconds: u64 = whole.parse().map_err(|_| invalid())?;
     if fraction.len() > 9 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -138,6 +148,28 @@ pub(super) async fn of_service(
     });
     let outputs = stream::iter(first).chain(later.flat_map(stream::iter));
     Ok(answer(outputs.flatten_unordered(TASKS_MAX).boxed()))
+}
+
+/// Answers `GET /containers/{id}/logs` for a container of this node's own.
+pub(super) async fn of_container(api: &Api, task: TaskId, query: &LogsQuery) -> Result<Response, ApiError> {
+    let wanted = Wanted::parse(query)?;
+    let lines = api.backend.logs(task, wanted.query).await?;
+    let is_in_time = move |line: &LogLine| wanted.until.is_none_or(|until| line.time <= until);
+    // What is read comes in the order of time, so the first line that is too late is the last one.
+    let lines = lines.take_while(move |line| std::future::ready(line.as_ref().map_or(true, is_in_time)));
+    let frames = lines.filter_map(move |line| {
+        let piece = match line {
+            // The engine's drivers of logs can add words of their own to a line; here there are none.
+            Ok(line) => render(&line, " ", wanted),
+            Err(error) => Some(note(&format!("reading failed: {error}"))),
+        };
+        std::future::ready(piece.map(Ok))
+    });
+    let left = wanted.until.map(|until| Duration::from_nanos(until.0.saturating_sub(api.backend.now().0)));
+    Ok(answer(match left.filter(|_| wanted.query.follow) {
+        Some(left) => frames.take_until(tokio::time::sleep(left)).boxed(),
+        None => frames.boxed(),
+    }))
 }
 
 /// Looks for tasks of a service whose output is not in the answer yet.
@@ -285,10 +317,10 @@ mod tests {
 
     #[test]
     fn moments_are_read_and_passed_on() {
-        assert_eq!(parse_seconds("1795398702.5").unwrap(), WallTime(1_795_398_702_500_000_000));
-        assert_eq!(parse_seconds("0").unwrap(), WallTime(0));
+        assert_eq!(parse_seconds("since", "1795398702.5").unwrap(), WallTime(1_795_398_702_500_000_000));
+        assert_eq!(parse_seconds("since", "0").unwrap(), WallTime(0));
         for text in ["x", "1.x", "-1", "1.0123456789", "99999999999999999999"] {
-            assert!(parse_seconds(text).is_err(), "{text}");
+            assert!(parse_seconds("since", text).is_err(), "{text}");
         }
         let wanted = Wanted {
             stdout: true,
@@ -296,6 +328,7 @@ mod tests {
             timestamps: true,
             details: false,
             query: LogQuery { tail: Some(3), since: Some(WallTime(1_500_000_000)), follow: true },
+            until: None,
         };
         assert_eq!(wanted.to_query(), "follow=1&stdout=1&stderr=0&timestamps=1&details=0&since=1.500000000&tail=3");
     }

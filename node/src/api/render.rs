@@ -3,11 +3,13 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+mod container;
 mod node;
 mod service;
 mod swarm;
 mod task;
 
+pub use container::{container, container_state, container_summary, image, image_summary, volume};
 pub use node::node;
 pub use service::{Extras, service};
 pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};

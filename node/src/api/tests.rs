@@ -33,8 +33,10 @@ use super::read::Source;
 use super::snapshot::NodeState;
 use super::status::{LeaseFacts, NodeFacts, StatusFacts};
 use super::{ApiError, Backend, Engine, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
+use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 
+mod containers;
 mod engine;
 mod reads;
 mod writes;
@@ -42,6 +44,7 @@ mod writes;
 const ME: NodeId = NodeId(1);
 const OTHER: NodeId = NodeId(2);
 const WEB: ServiceId = ServiceId(10);
+const NOW: WallTime = WallTime(1_795_398_720_000_000_000);
 const SPEC: &str = r#"{"Name":"web","Labels":{"tier":"front"},"TaskTemplate":{"ContainerSpec":{"Image":"lab/web:1","Init":false},"Unknown":7},"Mode":{"Replicated":{"Replicas":3}},"EndpointSpec":{"Mode":"vip","Ports":[{"Protocol":"tcp","TargetPort":80,"PublishedPort":8080,"PublishMode":"ingress"}]}}"#;
 
 /// A node whose document is filled by hand.
@@ -56,6 +59,7 @@ struct Fake {
     /// Whose output was asked for.
     read: Mutex<Vec<TaskId>>,
     engine: Option<Arc<Engine>>,
+    inventory: Option<Arc<dyn Inventory>>,
 }
 
 fn put(store: &mut Store, key: Key, value: &value::Value) {
@@ -161,6 +165,7 @@ impl Fake {
             loaded: Mutex::default(),
             read: Mutex::default(),
             engine: None,
+            inventory: None,
         }
     }
 
@@ -177,6 +182,10 @@ fn line(text: &str, stream: LogStream) -> Result<LogLine, DriverError> {
 impl Backend for Fake {
     fn node(&self) -> NodeStatus {
         status_of("n1")
+    }
+
+    fn now(&self) -> WallTime {
+        NOW
     }
 
     fn engine(&self) -> Option<Arc<Engine>> {
@@ -274,6 +283,10 @@ impl Backend for Fake {
             created: WallTime(7_000_000_000),
         };
         Ok(vec![image])
+    }
+
+    async fn inventory(&self) -> Result<Arc<dyn Inventory>, ApiError> {
+        self.inventory.clone().ok_or_else(|| ApiError::unsupported("looking at containers"))
     }
 
     async fn remove_image(&self, image: &str) -> Result<(), DriverError> {

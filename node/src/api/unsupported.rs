@@ -23,7 +23,7 @@ const DOCKER: [(&str, &str); 20] = [
     ("services", "this operation on services"),
     ("session", "session"),
     ("swarm", "this operation on the swarm"),
-    ("system", "system df"),
+    ("system", "system"),
     ("tasks", "this operation on tasks"),
     ("volumes", "volume"),
     ("checkpoints", "checkpoint"),
@@ -31,6 +31,12 @@ const DOCKER: [(&str, &str); 20] = [
 
 /// Answers what no other handler does.
 pub(super) async fn fallback(method: Method, uri: Uri) -> ApiError {
+    // There is none, and clients that look for something of any kind have to go on.
+    if let Some(name) =
+        uri.path().strip_prefix("/networks/").filter(|name| method == Method::GET && !name.contains('/'))
+    {
+        return ApiError::not_found("network", name);
+    }
     let first = uri.path().split('/').nth(1).unwrap_or_default();
     match DOCKER.iter().find(|(part, _)| *part == first) {
         Some((_, what)) => {

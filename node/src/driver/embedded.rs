@@ -32,12 +32,14 @@ use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
 use self::images::{ARCHIVE_BYTES_MAX, ImageError, ImageStore};
 use self::network::Network;
 use self::subnet::{Addresses, Subnet};
+use super::inventory::Inventory;
 use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
 
 mod archive;
 pub mod bundle;
 pub mod cgroup;
 mod images;
+mod inventory;
 mod layer;
 mod logs;
 mod network;
@@ -211,6 +213,10 @@ impl Driver for EmbeddedDriver {
 
     fn publishes_host_ports(&self) -> bool {
         false
+    }
+
+    fn inventory(self: Arc<Self>) -> Option<Arc<dyn Inventory>> {
+        Some(self)
     }
 
     async fn close(&self) -> Result<(), DriverError> {

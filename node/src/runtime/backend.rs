@@ -26,6 +26,7 @@ use crate::api::read::Source;
 use crate::api::snapshot::NodeState;
 use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
 use crate::api::{ApiError, Backend, Engine, FromPeer, JoinTokens, LogLines, Snapshot, StatusReport, Want};
+use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
 use crate::swarm::PeerStream;
 
@@ -147,6 +148,10 @@ impl Backend for NodeBackend {
         self.status.clone()
     }
 
+    fn now(&self) -> WallTime {
+        super::clock::now().wall
+    }
+
     fn engine(&self) -> Option<Arc<Engine>> {
         self.engine.get().cloned()
     }
@@ -196,6 +201,11 @@ impl Backend for NodeBackend {
 
     async fn images(&self) -> Result<Vec<ImageInfo>, DriverError> {
         self.driver().await?.images().await
+    }
+
+    async fn inventory(&self) -> Result<Arc<dyn Inventory>, ApiError> {
+        let driver = self.shells().await?.driver;
+        driver.inventory().ok_or_else(|| ApiError::unsupported("looking at containers with this node's driver"))
     }
 
     async fn remove_image(&self, image: &str) -> Result<(), DriverError> {

@@ -17,7 +17,7 @@ use shoal_protocol::spec::mount::VolumeOptions;
 
 use super::rootfs::Root;
 use crate::driver::embedded::bundle::{wall_now, write_json};
-use crate::driver::embedded::volumes::{VolumeDir, VolumeRecord};
+use crate::driver::embedded::volumes::{RECORD, VolumeDir, VolumeRecord};
 
 /// Directories within each other at most; an image with more cannot fill a volume. Each holds two descriptors open.
 const DEPTH_MAX: usize = 200;
@@ -36,7 +36,7 @@ pub fn provide(volume: &VolumeDir, options: &VolumeOptions, target: &str, root: 
     fs::create_dir_all(&volume.0)?;
     let lock = OpenOptions::new().create(true).truncate(false).write(true).open(volume.0.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    let record = volume.0.join("volume.json");
+    let record = volume.0.join(RECORD);
     if !record.exists() {
         fs::create_dir_all(volume.data())?;
         write_json(&record, &VolumeRecord { labels: options.labels.clone(), created: wall_now() })?;

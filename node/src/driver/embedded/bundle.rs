@@ -69,6 +69,9 @@ pub struct State {
     pub started: WallTime,
 }
 
+/// What [`ExitRecord::error`] says of a container whose processes were killed for want of memory.
+pub const OUT_OF_MEMORY: &str = "out of memory";
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {

@@ -20,6 +20,7 @@ use super::archive::{Archive, ArchivedImage};
 use super::bundle::{read_json, write_json};
 use super::layer;
 use super::reference::{Reference, parse_time};
+use crate::driver::inventory::ImageDetails;
 use crate::driver::{DriverError, ImageInfo};
 
 /// Bytes of an archive, decompressed; a larger one is refused.
@@ -320,13 +321,25 @@ impl ImageStore {
 
     /// Lists the images.
     pub fn list(&self) -> Vec<ImageInfo> {
-        let info = |(id, record): (&String, &Record)| ImageInfo {
-            id: id.clone(),
-            tags: record.references.iter().cloned().collect(),
-            size: record.bytes,
-            created: record.created,
+        self.index().images.iter().map(|(id, record)| record.info(id)).collect()
+    }
+
+    /// Returns everything that is known of an image, found as by [`ImageStore::find`].
+    pub fn details(&self, image: &str) -> Result<ImageDetails, ImageError> {
+        let (info, layers) = {
+            let index = self.index();
+            let id = index.find(image).ok_or_else(|| ImageError::Missing(image.to_owned()))?;
+            (index.images[&id].info(&id), index.images[&id].layers.clone())
         };
-        self.index().images.iter().map(info).collect()
+        let failed = |error| ImageError::io("failed to read the image", error);
+        let config = self.images.join("blobs/sha256").join(info.id.trim_start_matches("sha256:"));
+        let config = fs::read_to_string(config).map_err(failed)?;
+        let sized = |layer: String| {
+            let bytes = read_json(&self.layers.join(format!("{layer}.size")))?.unwrap_or_default();
+            Ok::<_, io::Error>((format!("sha256:{layer}"), bytes))
+        };
+        let layers = layers.into_iter().map(sized).collect::<Result<_, _>>().map_err(failed)?;
+        Ok(ImageDetails { info, config, layers })
     }
 
     /// Removes a reference, and the image with its last one. `users` are the identifiers of images that containers use.
@@ -386,6 +399,17 @@ impl ImageStore {
             }
         }
         Ok(())
+    }
+}
+
+impl Record {
+    fn info(&self, id: &str) -> ImageInfo {
+        ImageInfo {
+            id: id.to_owned(),
+            tags: self.references.iter().cloned().collect(),
+            size: self.bytes,
+            created: self.created,
+        }
     }
 }
 

@@ -19,6 +19,9 @@ use crate::driver::{DriverError, missing_source};
 /// Where all named volumes of a node are, below its data directory.
 pub const DIRECTORY: &str = "volumes";
 
+/// The file with what is known of a volume, in its directory.
+pub const RECORD: &str = "volume.json";
+
 /// The directory of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeDir(pub PathBuf);

@@ -1,6 +1,7 @@
 //! The commands: one module each, which holds its flags and the function that carries it out.
 
 mod completion;
+mod events;
 mod image;
 mod init;
 mod join;
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Get real time events from the server
+    Events(events::EventsArgs),
     /// Display whether the cluster is well
     Status(status::StatusArgs),
     /// Generate the autocompletion script for the specified shell
@@ -73,6 +76,7 @@ impl Command {
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,
+            Self::Events(args) => events::run(client, args).await,
             Self::Status(args) => status::run(client, args).await,
             Self::Completion(args) => completion::run(&args),
             Self::Man(args) => man::run(&args),

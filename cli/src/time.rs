@@ -4,6 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) use shoal_protocol::time::human_duration;
 
+use crate::units::Nanos;
+
 /// Nanoseconds of a second.
 pub(crate) const SECOND_NANOS: i128 = 1_000_000_000;
 
@@ -66,6 +68,21 @@ fn days_from_civil(year: i128, month: i128, day: i128) -> i128 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
+/// Reads a moment, or how long ago it was, and returns it as the API takes it: seconds since 1970 with a fraction.
+pub(crate) fn api_moment(text: &str) -> Result<String, String> {
+    let nanos = if let Ok(back) = text.parse::<Nanos>() {
+        now_nanos() - i128::from(back.0)
+    } else if let Some(moment) = parse_rfc3339(text).filter(|_| text.contains('-')) {
+        moment
+    } else if let Ok(secs) = text.parse::<u32>() {
+        i128::from(secs) * SECOND_NANOS
+    } else {
+        return Err("expected a moment such as 2026-11-23T01:52:00Z or a time back such as 10m".to_owned());
+    };
+    let nanos = nanos.max(0);
+    Ok(format!("{}.{:09}", nanos / SECOND_NANOS, nanos % SECOND_NANOS))
+}
+
 /// Writes a moment, in seconds since 1970, as Docker's client writes it where the zone is UTC.
 ///
 /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
@@ -115,6 +132,14 @@ mod tests {
             let text = utc(secs).replace(" +0000 UTC", "Z");
             assert_eq!(parse_rfc3339(&text), Some(i128::from(secs) * SECOND_NANOS), "{text}");
         }
+    }
+
+    #[test]
+    fn moments_are_passed_on_as_seconds() {
+        assert_eq!(api_moment("2026-11-23T01:51:42.5Z").unwrap(), "1795398702.500000000");
+        assert_eq!(api_moment("1795398702").unwrap(), "1795398702.000000000");
+        assert!(api_moment("10m").is_ok());
+        assert!(api_moment("yesterday").is_err());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
 
 pub mod engine;
 pub mod error;
+pub mod events;
 pub mod filters;
 pub mod listen;
 pub mod metrics;
@@ -53,6 +54,7 @@ mod tests;
 
 pub use engine::Engine;
 pub use error::ApiError;
+pub use events::Hub;
 pub use metrics::Metrics;
 pub use render::JoinTokens;
 pub use snapshot::{Snapshot, StatusReport, Want};
@@ -70,6 +72,9 @@ pub type LogLines = BoxStream<'static, Result<LogLine, DriverError>>;
 pub trait Backend: Send + Sync + 'static {
     /// Returns what this node says of itself, in a cluster or not.
     fn node(&self) -> NodeStatus;
+
+    /// Returns where this node tells what happens.
+    fn events(&self) -> Arc<Hub>;
 
     /// Returns the present moment.
     fn now(&self) -> WallTime;
@@ -149,6 +154,7 @@ fn routes() -> Router<Api> {
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
+        .route("/events", get(events::show))
         .route("/metrics", get(metrics::show))
         .route("/shoal/status", get(system::status))
         .route("/distribution/{*image}", get(unsupported::distribution))

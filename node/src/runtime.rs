@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::listen::Socket;
-use crate::api::{self, Engine, Metrics};
+use crate::api::{self, Engine, Hub, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
 use crate::driver::choice;
@@ -34,6 +34,7 @@ mod member;
 mod membership;
 mod persist;
 mod renewing;
+mod reporting;
 mod shells;
 
 use command::{Command, Loop};
@@ -55,6 +56,7 @@ struct Daemon {
     settings: BTreeMap<String, String>,
     /// Filled once it is decided that an engine runs the containers.
     engine: Arc<OnceLock<Arc<Engine>>>,
+    events: Arc<Hub>,
     router: axum::Router,
     metrics: ShellMetrics,
     member: Option<Member>,
@@ -97,9 +99,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let counters = ShellMetrics::register(&mut registry);
     let metrics = Arc::new(Metrics::new(registry));
-    let engine = Arc::new(OnceLock::new());
+    let (engine, events) = (Arc::new(OnceLock::new()), Arc::new(Hub::default()));
     note_engine(&engine, &config, &loaded.settings);
-    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised), engine.clone());
+    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised), engine.clone(), events.clone());
     let router = api::router(Arc::new(backend), metrics);
     let ended = CancellationToken::new();
     let serving: Vec<_> = sockets
@@ -109,7 +111,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::new(config, advertised, (disk, &loaded), (router, engine), counters);
+    let mut daemon = Daemon::new(config, advertised, (disk, &loaded), (router, engine, events), counters);
     daemon.start(loaded).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
@@ -153,13 +155,13 @@ impl Daemon {
         config: Config,
         advertised: SocketAddr,
         (disk, loaded): (Disk, &Loaded),
-        (router, engine): (axum::Router, Arc<OnceLock<Arc<Engine>>>),
+        (router, engine, events): (axum::Router, Arc<OnceLock<Arc<Engine>>>, Arc<Hub>),
         metrics: ShellMetrics,
     ) -> Self {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
         let (member, joining) = (None, None);
-        Self { config, advertised, disk, incarnation, settings, engine, router, metrics, member, joining }
+        Self { config, advertised, disk, incarnation, settings, engine, events, router, metrics, member, joining }
     }
 
     async fn start(&mut self, loaded: Loaded) -> anyhow::Result<()> {

@@ -33,6 +33,7 @@ mod commit;
 mod holds;
 mod local;
 mod messages;
+mod news;
 mod outbox;
 mod repair;
 mod requests;
@@ -44,6 +45,7 @@ mod writes;
 mod yielding;
 
 pub use event::{Action, Event, PersistBatch, RequestId};
+pub use news::News;
 
 /// How often time-driven decisions are looked at when nothing happens.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -108,6 +110,7 @@ pub struct Control {
     troubles: troubles::Troubles,
     commit: commit::Commit,
     holds: holds::Holds,
+    news: News,
     peers: BTreeMap<NodeId, RoleGrant>,
     addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
     alive_since: BTreeMap<NodeId, Time>,
@@ -166,12 +169,7 @@ struct Dirty {
 impl Control {
     /// Starts deciding for a node that is a member of a cluster.
     pub fn new(boot: Boot, now: Now) -> Self {
-        let mut store = Store::new();
-        for record in boot.records {
-            // What was on disk was checked before it was stored; what a newer version wrote is kept unopened.
-            store.merge(&record);
-        }
-        store.take_dirty();
+        let store = stored(&boot.records);
         let durable = boot.leases.unwrap_or_default();
         let identity = NodeIdentity {
             id: boot.me,
@@ -197,6 +195,7 @@ impl Control {
             troubles: troubles::Troubles::default(),
             commit: commit::Commit::default(),
             holds: holds::Holds::default(),
+            news: News::default(),
             peers: BTreeMap::new(),
             addresses: boot.addresses,
             alive_since: BTreeMap::new(),
@@ -350,6 +349,17 @@ impl Control {
         self.view.handle_event(view::Event::Disconnected { node }, now.time);
         self.dirty.candidates = true;
     }
+}
+
+/// Makes the document of what was on disk.
+fn stored(records: &[Record]) -> Store {
+    let mut store = Store::new();
+    for record in records {
+        // What was on disk was checked before it was stored; what a newer version wrote is kept unopened.
+        store.merge(record);
+    }
+    store.take_dirty();
+    store
 }
 
 fn capacity(status: &NodeStatus) -> Reservations {

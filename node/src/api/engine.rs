@@ -148,20 +148,39 @@ impl Engine {
         Ok(response.map(|body| Body::new(Held { body, _connection: connection, _permit: permit })))
     }
 
+    /// Asks the engine for something that goes on, and returns the answer as it begins.
+    pub(super) async fn stream(&self, path: &str) -> Result<Response, ApiError> {
+        let ask = async {
+            let response = self.pass(question(Method::GET, path)?).await?;
+            if response.status().is_success() { Ok(response) } else { Err(self.refusal(response).await) }
+        };
+        self.within(QUESTION_TIMEOUT, ask).await
+    }
+
     /// Asks the engine something and reads the answer whole.
     pub(super) async fn ask(&self, path: &str) -> Result<Value, ApiError> {
         let ask = async {
             let response = self.pass(question(Method::GET, path)?).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| self.broken(&error))?.to_bytes();
-            let value: Value = serde_json::from_slice(&body).map_err(|error| self.broken(&error))?;
-            if status.is_success() {
-                return Ok(value);
+            if !response.status().is_success() {
+                return Err(self.refusal(response).await);
             }
-            Err(ApiError::new(status, value["message"].as_str().unwrap_or_default()))
+            self.value(response).await
         };
         self.within(QUESTION_TIMEOUT, ask).await
+    }
+
+    async fn value(&self, response: Response) -> Result<Value, ApiError> {
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| self.broken(&error))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| self.broken(&error))
+    }
+
+    async fn refusal(&self, response: Response) -> ApiError {
+        let status = response.status();
+        match self.value(response).await {
+            Ok(value) => ApiError::new(status, value["message"].as_str().unwrap_or_default()),
+            Err(error) => error,
+        }
     }
 
     /// Returns which API the engine speaks, as it said lately; `None` if it never did.

@@ -11,7 +11,7 @@ mod task;
 
 pub use container::{container, container_state, container_summary, image, image_summary, volume};
 pub use node::node;
-pub use service::{Extras, service};
+pub use service::{Extras, service, update_state};
 pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};
 pub use task::task;
 

@@ -32,12 +32,13 @@ use super::listen::Socket;
 use super::read::Source;
 use super::snapshot::NodeState;
 use super::status::{LeaseFacts, NodeFacts, StatusFacts};
-use super::{ApiError, Backend, Engine, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
+use super::{ApiError, Backend, Engine, Hub, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 
 mod containers;
 mod engine;
+mod events;
 mod reads;
 mod writes;
 
@@ -60,6 +61,7 @@ struct Fake {
     read: Mutex<Vec<TaskId>>,
     engine: Option<Arc<Engine>>,
     inventory: Option<Arc<dyn Inventory>>,
+    events: Arc<Hub>,
 }
 
 fn put(store: &mut Store, key: Key, value: &value::Value) {
@@ -166,6 +168,7 @@ impl Fake {
             read: Mutex::default(),
             engine: None,
             inventory: None,
+            events: Arc::default(),
         }
     }
 
@@ -182,6 +185,10 @@ fn line(text: &str, stream: LogStream) -> Result<LogLine, DriverError> {
 impl Backend for Fake {
     fn node(&self) -> NodeStatus {
         status_of("n1")
+    }
+
+    fn events(&self) -> Arc<Hub> {
+        self.events.clone()
     }
 
     fn now(&self) -> WallTime {

@@ -6,13 +6,12 @@ use axum::http::{Method, StatusCode, Uri};
 use super::ApiError;
 
 /// First parts of Docker's paths, with what they are about.
-const DOCKER: [(&str, &str); 20] = [
+const DOCKER: [(&str, &str); 19] = [
     ("auth", "registry login"),
     ("build", "image build"),
     ("commit", "commit"),
     ("configs", "config"),
-    ("containers", "container access"),
-    ("events", "events"),
+    ("containers", "this operation on containers"),
     ("exec", "exec"),
     ("grpc", "grpc"),
     ("images", "this operation on images"),
@@ -25,7 +24,7 @@ const DOCKER: [(&str, &str); 20] = [
     ("swarm", "this operation on the swarm"),
     ("system", "system"),
     ("tasks", "this operation on tasks"),
-    ("volumes", "volume"),
+    ("volumes", "this operation on volumes"),
     ("checkpoints", "checkpoint"),
 ];
 

@@ -25,7 +25,7 @@ use super::shells::Shells;
 use crate::api::read::Source;
 use crate::api::snapshot::NodeState;
 use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
-use crate::api::{ApiError, Backend, Engine, FromPeer, JoinTokens, LogLines, Snapshot, StatusReport, Want};
+use crate::api::{ApiError, Backend, Engine, FromPeer, Hub, JoinTokens, LogLines, Snapshot, StatusReport, Want};
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
 use crate::swarm::PeerStream;
@@ -37,12 +37,13 @@ pub struct NodeBackend {
     status: NodeStatus,
     /// The engine that runs the node's containers, once that is decided; it stays decided while the daemon runs.
     engine: Arc<OnceLock<Arc<Engine>>>,
+    events: Arc<Hub>,
 }
 
 impl NodeBackend {
     /// Returns the backend of the node that `event_loop` leads to.
-    pub fn new(event_loop: Loop, status: NodeStatus, engine: Arc<OnceLock<Arc<Engine>>>) -> Self {
-        Self { event_loop, status, engine }
+    pub fn new(event_loop: Loop, status: NodeStatus, engine: Arc<OnceLock<Arc<Engine>>>, events: Arc<Hub>) -> Self {
+        Self { event_loop, status, engine, events }
     }
 
     /// Looks at the decisions, if there are any.
@@ -91,7 +92,7 @@ fn write_ended(error: LoopEnded) -> WriteError {
     WriteError::NoQuorum(error.to_string())
 }
 
-fn state(control: &Control, node: NodeId) -> NodeState {
+pub(super) fn node_state(control: &Control, node: NodeId) -> NodeState {
     match control.health(node) {
         Health::Alive | Health::Restarting { .. } => NodeState::Ready,
         Health::Suspect => NodeState::Suspect,
@@ -101,7 +102,7 @@ fn state(control: &Control, node: NodeId) -> NodeState {
 }
 
 fn snapshot(control: &Control, want: &Want) -> Snapshot {
-    let state = |node| state(control, node);
+    let state = |node| node_state(control, node);
     let source = Source {
         store: control.store(),
         me: control.me(),
@@ -130,7 +131,7 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
             .nodes()
             .map(|(id, _, _)| NodeFacts {
                 id,
-                state: state(control, id),
+                state: node_state(control, id),
                 status: store.node_status(id).cloned(),
                 digest: control.digest_of(id),
             })
@@ -146,6 +147,10 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
 impl Backend for NodeBackend {
     fn node(&self) -> NodeStatus {
         self.status.clone()
+    }
+
+    fn events(&self) -> Arc<Hub> {
+        self.events.clone()
     }
 
     fn now(&self) -> WallTime {

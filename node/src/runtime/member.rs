@@ -20,6 +20,7 @@ use super::command::Tokens;
 use super::finding::Finder;
 use super::health::HealthMetrics;
 use super::renewing::{Issuer, Outcome, Renewing};
+use super::reporting::Reporter;
 use super::shells::Shells;
 use crate::agent::AgentHandle;
 use crate::disk::KnownPeer;
@@ -66,6 +67,7 @@ pub(super) enum Waiting {
 /// A node that is in a cluster.
 pub(super) struct Member {
     pub(super) control: Control,
+    pub(super) reporter: Reporter,
     pub(super) membership: Membership,
     pub(super) swarm: SwarmHandle,
     pub(super) gossip: Gossip,
@@ -398,6 +400,10 @@ impl Member {
                 Action::Trouble { what } => tracing::error!("{what}"),
                 Action::Removed => removed = true,
             }
+        }
+        let news = self.control.take_news();
+        if !news.is_empty() {
+            self.reporter.tell(&self.control, &news, clock::now().wall);
         }
         removed
     }

@@ -21,6 +21,7 @@ use super::command::MembershipError;
 use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
 use super::renewing::Renewing;
+use super::reporting::Reporter;
 use super::shells::{Shells, SwarmTunnels};
 use super::{Daemon, clock, persist};
 use crate::agent::Agent;
@@ -144,9 +145,7 @@ impl Daemon {
 
         let public_key = start.key.public_key();
         let expires = start.membership.expires(&public_key)?;
-        if expires <= clock::now().wall {
-            tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
-        }
+        warn_if_ended(expires);
         let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
@@ -171,8 +170,11 @@ impl Daemon {
             seed,
             faults: Faults::default(),
         };
+        let control = Control::new(boot, clock::now());
+        let reporter = Reporter::new(self.events.clone(), &control, self.engine.get().is_none(), clock::now().wall);
         let mut member = Member {
-            control: Control::new(boot, clock::now()),
+            control,
+            reporter,
             membership: start.membership,
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), renewing.expires()),
@@ -333,6 +335,12 @@ impl Daemon {
             tracing::error!(%error, "failed to forget the cluster on disk");
         }
         let _ = std::fs::remove_file(self.config.data_dir.join("node-id"));
+    }
+}
+
+fn warn_if_ended(expires: WallTime) {
+    if expires <= clock::now().wall {
+        tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
     }
 }
 

@@ -9,6 +9,7 @@ use shoal_tests::{evidence, walk};
 
 mod disk;
 mod durability;
+mod events;
 mod failover;
 mod intruder;
 mod outcasts;

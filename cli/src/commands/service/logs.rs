@@ -11,7 +11,6 @@ use crate::error::CliError;
 use crate::model::{Node, Service, Task};
 use crate::output::{short_id, written};
 use crate::time;
-use crate::units::Nanos;
 
 /// Bytes before each piece of output: the stream, three zeros, and the length, most significant byte first.
 const HEADER_BYTES: usize = 8;
@@ -34,7 +33,7 @@ pub(crate) struct LogsArgs {
     #[arg(short = 'n', long, default_value = "all", value_parser = tail, value_name = "N")]
     tail: String,
     /// Show logs since timestamp (e.g. 2013-01-02T13:23:37Z) or relative (e.g. 42m for 42 minutes)
-    #[arg(long, value_parser = since, value_name = "TIME")]
+    #[arg(long, value_parser = time::api_moment, value_name = "TIME")]
     since: Option<String>,
     /// Do not include task IDs in output
     #[arg(long)]
@@ -56,21 +55,6 @@ fn tail(text: &str) -> Result<String, String> {
     } else {
         Err("expected a number of lines or 'all'".to_owned())
     }
-}
-
-/// Reads a moment as the API takes it: seconds since 1970 with a fraction.
-fn since(text: &str) -> Result<String, String> {
-    let nanos = if let Ok(back) = text.parse::<Nanos>() {
-        time::now_nanos() - i128::from(back.0)
-    } else if let Some(moment) = time::parse_rfc3339(text).filter(|_| text.contains('-')) {
-        moment
-    } else if let Ok(secs) = text.parse::<u32>() {
-        i128::from(secs) * time::SECOND_NANOS
-    } else {
-        return Err("expected a moment such as 2026-11-23T01:52:00Z or a time back such as 10m".to_owned());
-    };
-    let nanos = nanos.max(0);
-    Ok(format!("{}.{:09}", nanos / time::SECOND_NANOS, nanos % time::SECOND_NANOS))
 }
 
 /// Prints what tasks have written.
@@ -250,13 +234,5 @@ mod tests {
         let (time, found, text) = split_details(line.as_bytes(), true).unwrap();
         assert_eq!((time, found, text), ("2026-11-23T01:52:37.3Z", details, b"listening on 8080\n".as_slice()));
         assert!(split_details(b"plain text\n", false).is_none());
-    }
-
-    #[test]
-    fn moments_are_read() {
-        assert_eq!(since("2026-11-23T01:51:42.5Z").unwrap(), "1795398702.500000000");
-        assert_eq!(since("1795398702").unwrap(), "1795398702.000000000");
-        assert!(since("10m").is_ok());
-        assert!(since("yesterday").is_err());
     }
 }

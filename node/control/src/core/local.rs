@@ -36,6 +36,7 @@ impl Control {
                 }
                 view::Action::Health { node, health } => {
                     moved = true;
+                    self.note_change(Key::Node(node));
                     self.outbox.push(Action::Health { node, health });
                     self.dirty.candidates = true;
                     self.dirty.routes = true;
@@ -63,6 +64,7 @@ impl Control {
         let changed = self.store.take_dirty();
         let moved = !changed.is_empty();
         for key in changed {
+            self.note_change(key);
             match key {
                 Key::Cluster => {}
                 Key::Voters => self.dirty.voters = true,

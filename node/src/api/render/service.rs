@@ -95,17 +95,22 @@ fn endpoint(view: &ServiceView) -> Endpoint {
 
 fn update_status(progress: &Progress) -> UpdateStatus {
     UpdateStatus {
-        state: match progress.state {
-            UpdateState::Updating => "updating",
-            UpdateState::Paused => "paused",
-            UpdateState::Completed => "completed",
-            UpdateState::RollbackStarted => "rollback_started",
-            UpdateState::RollbackPaused => "rollback_paused",
-            UpdateState::RollbackCompleted => "rollback_completed",
-        },
+        state: update_state(progress.state),
         started_at: progress.started.to_string(),
         completed_at: progress.completed.map(|moment| moment.to_string()),
         message: progress.message.clone(),
+    }
+}
+
+/// Returns Docker's name of where an update stands.
+pub fn update_state(state: UpdateState) -> &'static str {
+    match state {
+        UpdateState::Updating => "updating",
+        UpdateState::Paused => "paused",
+        UpdateState::Completed => "completed",
+        UpdateState::RollbackStarted => "rollback_started",
+        UpdateState::RollbackPaused => "rollback_paused",
+        UpdateState::RollbackCompleted => "rollback_completed",
     }
 }
 

@@ -215,7 +215,10 @@ async fn a_container_is_found_by_name_and_by_identifier() {
         (Method::DELETE, "/containers/111"),
     ] {
         let (status, message) = server.refused(method, path, "").await;
-        assert!(status == 501 && message.starts_with("container access is not supported yet ("), "{path}: {message}");
+        assert!(
+            status == 501 && message.starts_with("this operation on containers is not supported yet ("),
+            "{path}: {message}"
+        );
     }
 }
 

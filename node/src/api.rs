@@ -15,9 +15,10 @@ use futures::stream::BoxStream;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{NodeId, TaskId};
+use shoal_protocol::{Kind, NodeId, ObjectId, TaskId};
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
 
@@ -36,6 +37,7 @@ mod images;
 mod logs;
 mod names;
 mod nodes;
+mod objects;
 mod query;
 mod services;
 mod swarm;
@@ -73,6 +75,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Writes an object through the holder of the registry lease and waits until it is durable.
     async fn write(&self, write: Write) -> Result<Written, WriteError>;
+
+    /// Seals the data of a new secret, to be written; refused on nodes that are no managers.
+    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError>;
+
+    /// Returns whether the data of a secret are these; refused on nodes that are no managers.
+    async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError>;
 
     /// Makes a new cluster of this node alone.
     async fn init(&self) -> Result<(), ApiError>;
@@ -146,6 +154,8 @@ fn routes() -> Router<Api> {
         .route("/services/{id}", get(services::inspect).delete(services::remove))
         .route("/services/{id}/update", post(services::update))
         .route("/services/{id}/logs", get(logs::of_service))
+        .merge(objects::routes(Kind::Secret))
+        .merge(objects::routes(Kind::Config))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(tasks::inspect))
         .route("/tasks/{id}/logs", get(logs::of_task))

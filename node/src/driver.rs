@@ -17,6 +17,7 @@ pub mod conformance;
 pub mod docker;
 pub mod embedded;
 pub mod fake;
+pub mod files;
 
 /// Why a driver could not do what it was asked. Every call may be retried.
 #[derive(Debug, thiserror::Error)]

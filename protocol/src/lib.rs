@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod id;
 pub mod lease;
 pub mod message;
+pub mod object;
 pub mod record;
 pub mod spec;
 pub mod task;
@@ -17,7 +18,8 @@ pub mod token;
 pub mod value;
 pub mod write;
 
-pub use id::{ClusterId, NodeId, ServiceId, TaskId};
+pub use id::{ClusterId, NodeId, ObjectId, ServiceId, TaskId};
+pub use object::Kind;
 pub use record::{Key, Record, Stamp};
 pub use task::TaskState;
 pub use time::{Now, Time, WallTime};

@@ -10,12 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+pub mod file;
 pub mod mount;
 mod proxy;
 mod transport;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
 pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use transport::{PublishedPort, Transport};
@@ -115,6 +117,12 @@ pub struct ContainerSpec {
     /// What is mounted into it.
     #[serde(deserialize_with = "null_as_default")]
     pub mounts: Vec<Mount>,
+    /// Secrets that it finds as files.
+    #[serde(deserialize_with = "null_as_default")]
+    pub secrets: Vec<SecretReference>,
+    /// Configs that it finds as files.
+    #[serde(deserialize_with = "null_as_default")]
+    pub configs: Vec<ConfigReference>,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

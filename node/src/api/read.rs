@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_control::store::Store;
+use shoal_protocol::object::Kind;
 use shoal_protocol::record::SlotName;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{Slot, SlotTask};
-use shoal_protocol::{NodeId, ServiceId, TaskState};
+use shoal_protocol::{NodeId, ObjectId, ServiceId, TaskState};
 
 use super::snapshot::{
-    Counts, NodeState, NodeView, Pick, PickTasks, ServiceView, Snapshot, TaskView, Want, effective_state, find_all,
-    task_fits,
+    Counts, NodeState, NodeView, ObjectView, Pick, PickTasks, ServiceView, Snapshot, TaskView, Want, effective_state,
+    find_all, task_fits,
 };
 
 /// What a node knows beside its document.
@@ -50,6 +51,7 @@ impl Source<'_> {
             services: services.collect(),
             tasks,
             states: if want.states { self.states() } else { BTreeMap::new() },
+            objects: want.objects.as_ref().map_or_else(Vec::new, |(kind, pick)| self.objects(*kind, pick)),
         }
     }
 
@@ -86,6 +88,24 @@ impl Source<'_> {
                 find_all(names, &all)
             }
         }
+    }
+
+    fn objects(&self, kind: Kind, pick: &Pick) -> Vec<ObjectView> {
+        let all: Vec<(ObjectId, &str)> =
+            self.store.objects(kind).map(|(id, head, _)| (id, head.name.as_str())).collect();
+        let picked: BTreeSet<ObjectId> = match pick {
+            Pick::None => BTreeSet::new(),
+            Pick::All => all.into_iter().map(|(id, _)| id).collect(),
+            Pick::Named(names) => find_all(names, &all),
+        };
+        let view = |id| match kind {
+            Kind::Secret => Some(ObjectView { id, head: self.store.object(kind, id)?.clone(), data: Vec::new() }),
+            Kind::Config | Kind::Network => {
+                let object = self.store.object_with_data(kind, id)?;
+                Some(ObjectView { id, head: object.head, data: object.data })
+            }
+        };
+        picked.into_iter().filter_map(view).collect()
     }
 
     fn node(&self, id: NodeId) -> Option<NodeView> {

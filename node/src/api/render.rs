@@ -4,11 +4,13 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 mod node;
+mod object;
 mod service;
 mod swarm;
 mod task;
 
 pub use node::node;
+pub use object::file;
 pub use service::{Extras, service};
 pub use swarm::{JoinTokens, info, spec_of_swarm, swarm, version};
 pub use task::task;

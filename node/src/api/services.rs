@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_protocol::write::Write;
-use shoal_protocol::{NodeId, ServiceId};
+use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId};
 use tokio::time::Instant;
 
 use super::filters::Filters;
@@ -140,6 +140,12 @@ impl Api {
     pub(super) async fn wait_for_node(&self, id: NodeId, index: u64) {
         let want = Want { nodes: Pick::Named(vec![id.to_string()]), ..Want::default() };
         self.wait_for(want, index, |snapshot| snapshot.nodes.first().map(|node| node.object.index)).await;
+    }
+
+    /// The same for a secret, config or network.
+    pub(super) async fn wait_for_object(&self, kind: Kind, id: ObjectId, index: u64) {
+        let want = Want { objects: Some((kind, Pick::Named(vec![id.to_string()]))), ..Want::default() };
+        self.wait_for(want, index, |snapshot| snapshot.objects.first().map(|object| object.head.index)).await;
     }
 
     async fn wait_for(&self, want: Want, index: u64, index_of: impl Fn(&super::Snapshot) -> Option<u64>) {

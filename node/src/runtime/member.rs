@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::command::Tokens;
+use super::files::FileAsk;
 use super::finding::Finder;
 use super::health::HealthMetrics;
 use super::renewing::{Issuer, Outcome, Renewing};
@@ -45,6 +46,8 @@ pub(super) enum Happening {
     Gossip(GossipEvent),
     /// Somebody calls on the local link in the name of a node.
     Heard(NodeId, SocketAddr),
+    /// A task of this node needs a secret or config.
+    File(FileAsk),
     /// An attempt to renew this node's credential ended.
     Renewed(Box<Outcome>),
     PortErrors,
@@ -87,6 +90,7 @@ pub(super) struct Member {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
     pub(super) driver_reports: mpsc::Receiver<(TaskId, DriverReport)>,
+    pub(super) file_asks: mpsc::Receiver<FileAsk>,
     pub(super) gossip_events: mpsc::Receiver<GossipEvent>,
     pub(super) port_errors: watch::Receiver<BTreeMap<PublishedPort, String>>,
     pub(super) waiting: BTreeMap<RequestId, Waiting>,
@@ -117,6 +121,7 @@ impl Member {
             report = self.driver_reports.recv() => {
                 report.map_or(Happening::Ended("agent"), |(task, report)| Happening::Driver(task, report))
             }
+            Some(ask) = self.file_asks.recv() => Happening::File(ask),
             event = self.gossip_events.recv() => event.map_or(Happening::Ended("gossip"), Happening::Gossip),
             (node, address) = self.finder.next() => Happening::Heard(node, address),
             renewed = self.renewing.next() => Happening::Renewed(Box::new(renewed)),
@@ -143,6 +148,7 @@ impl Member {
             Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
             Happening::Gossip(event) => self.gossip_event(event),
             Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
+            Happening::File(ask) => self.answer_file(ask),
             Happening::Renewed(renewed) => {
                 if let Some(membership) = self.renewing.ended(*renewed, clock::now().time) {
                     let granted = membership.granted;
@@ -192,6 +198,13 @@ impl Member {
                 if self.control.peers().contains_key(&node) {
                     self.handle(Event::PeerUp { node, granted });
                 }
+            }
+            SwarmEvent::Secret { from, task, secret, reply } => {
+                let given = self.secret_for(from, task, secret);
+                if let Err(reason) = &given {
+                    tracing::info!(node = %from, %task, %secret, %reason, "withheld a secret");
+                }
+                let _ = reply.send(given);
             }
             SwarmEvent::Tunnel { from, stream } => {
                 let ingress = self.ingress.clone();

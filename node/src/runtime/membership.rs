@@ -22,7 +22,7 @@ use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
 use super::renewing::Renewing;
 use super::shells::{Shells, SwarmTunnels};
-use super::{Daemon, clock, persist};
+use super::{Daemon, clock, files, persist};
 use crate::agent::Agent;
 use crate::disk::{Batch, KnownPeer, Loaded};
 use crate::driver::{self, choice};
@@ -144,9 +144,7 @@ impl Daemon {
 
         let public_key = start.key.public_key();
         let expires = start.membership.expires(&public_key)?;
-        if expires <= clock::now().wall {
-            tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
-        }
+        warn_if_ended(expires);
         let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
@@ -155,7 +153,8 @@ impl Daemon {
         let renewing = Renewing::start(public_key, expires, self.disk.clone(), seed, clock::now().time);
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
-        let agent = Agent::spawn(driver.clone(), reports);
+        let (files, file_asks) = files::start(node, swarm.clone());
+        let agent = Agent::spawn(driver.clone(), files, reports);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let boot = Boot {
             me: node,
@@ -192,6 +191,7 @@ impl Daemon {
             events,
             swarm_events,
             driver_reports,
+            file_asks,
             gossip_events,
             waiting: BTreeMap::new(),
             last_request: 0,
@@ -332,6 +332,12 @@ impl Daemon {
             tracing::error!(%error, "failed to forget the cluster on disk");
         }
         let _ = std::fs::remove_file(self.config.data_dir.join("node-id"));
+    }
+}
+
+fn warn_if_ended(expires: WallTime) {
+    if expires <= clock::now().wall {
+        tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
     }
 }
 

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, mount};
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, mount};
 
 /// Replicas of one service at most: what a cluster is designed to hold in all.
 pub const REPLICAS_MAX: u64 = 100_000;
@@ -128,6 +128,18 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Name",
     "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.SizeBytes",
     "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Mode",
+    "TaskTemplate.ContainerSpec.Secrets.File.Name",
+    "TaskTemplate.ContainerSpec.Secrets.File.UID",
+    "TaskTemplate.ContainerSpec.Secrets.File.GID",
+    "TaskTemplate.ContainerSpec.Secrets.File.Mode",
+    "TaskTemplate.ContainerSpec.Secrets.SecretID",
+    "TaskTemplate.ContainerSpec.Secrets.SecretName",
+    "TaskTemplate.ContainerSpec.Configs.File.Name",
+    "TaskTemplate.ContainerSpec.Configs.File.UID",
+    "TaskTemplate.ContainerSpec.Configs.File.GID",
+    "TaskTemplate.ContainerSpec.Configs.File.Mode",
+    "TaskTemplate.ContainerSpec.Configs.ConfigID",
+    "TaskTemplate.ContainerSpec.Configs.ConfigName",
     "TaskTemplate.Resources.Limits.NanoCPUs",
     "TaskTemplate.Resources.Limits.MemoryBytes",
     "TaskTemplate.Resources.Limits.Pids",
@@ -188,8 +200,7 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.ContainerSpec.Mounts.ImageOptions", "mounts of type 'image' are"),
     ("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Options", "further options of a tmpfs are"),
     ("TaskTemplate.ContainerSpec.Mounts.ClusterOptions", "mounts of type 'cluster' are"),
-    ("TaskTemplate.ContainerSpec.Secrets", "secrets are"),
-    ("TaskTemplate.ContainerSpec.Configs", "configs are"),
+    ("TaskTemplate.ContainerSpec.Configs.Runtime", "configs that are no files are"),
     ("TaskTemplate.ContainerSpec.Healthcheck", "health checks are"),
     ("TaskTemplate.ContainerSpec.Init", "an init process in the container is"),
     ("TaskTemplate.ContainerSpec.DNSConfig", "DNS settings are"),
@@ -270,6 +281,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
         return Err(SpecError::Unsupported("templates in host names, environments and mounts are".to_owned()));
     }
     mount::validate(&container.mounts)?;
+    file::validate(container)?;
     let resources = &spec.task_template.resources;
     for (nano_cpus, memory_bytes) in [
         (resources.limits.nano_cpus, resources.limits.memory_bytes),

@@ -14,6 +14,9 @@ use super::event::RequestId;
 /// Writes that may wait for the holder at once; more are returned to the manager that forwarded them.
 const QUEUE_MAX: usize = 1024;
 
+/// Bytes of writes that wait for the holder at most; more are returned likewise.
+const QUEUE_BYTES_MAX: usize = 32 << 20;
+
 /// A voter that did not answer for this long is asked again.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
 
@@ -66,7 +69,8 @@ pub(super) struct Commit {
 impl Commit {
     /// Takes a write in; gives it back when too many wait.
     pub(super) fn enqueue(&mut self, origin: Origin, write: Write) -> Result<(), Origin> {
-        if self.queue.len() >= QUEUE_MAX {
+        let waiting: usize = self.queue.iter().map(|(_, write)| write.bytes()).sum();
+        if self.queue.len() >= QUEUE_MAX || waiting + write.bytes() > QUEUE_BYTES_MAX {
             return Err(origin);
         }
         // Sent again while the first copy still waits: one is enough.
@@ -81,6 +85,11 @@ impl Commit {
     /// Returns the next write to carry out, if none is in flight.
     pub(super) fn next(&mut self) -> Option<(Origin, Write)> {
         if self.in_flight.is_some() { None } else { self.queue.pop_front() }
+    }
+
+    /// Puts a write back that was taken out and has to wait for another one.
+    pub(super) fn put_back(&mut self, origin: Origin, write: Write) {
+        self.queue.push_front((origin, write));
     }
 
     /// Returns whether a write is in flight.

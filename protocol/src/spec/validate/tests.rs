@@ -147,8 +147,6 @@ fn what_is_not_acted_on_is_refused_by_name() {
         ),
         (mount(r#""Type":"tmpfs","TmpfsOptions":{"Options":[["exec"]]}"#), "further options of a tmpfs are"),
         (mount(r#""Type":"tmpfs","Novelty":1"#), "TaskTemplate.ContainerSpec.Mounts.Novelty is"),
-        (container(r#""Secrets":[{"SecretID":"x"}]"#), "secrets are"),
-        (container(r#""Configs":[{"ConfigID":"x"}]"#), "configs are"),
         (container(r#""Healthcheck":{"Test":["NONE"]}"#), "health checks are"),
         (container(r#""Init":true"#), "an init process in the container is"),
         (container(r#""DNSConfig":{"Nameservers":["10.0.0.1"]}"#), "DNS settings are"),

@@ -129,7 +129,7 @@ impl Addresses {
         let last_host = (1u32 << (32 - u32::from(self.subnet.prefix))) - 2;
         let count = last_host - Self::GATEWAY;
         let index = (1..=count)
-            .map(|step| Self::GATEWAY + 1 + (self.last - Self::GATEWAY - 1 + step).wrapping_rem(count))
+            .map(|step| Self::GATEWAY + 1 + (self.last + step - Self::GATEWAY - 1) % count)
             .find(|index| !self.used.contains(&self.subnet.host(*index)))?;
         self.last = index;
         let address = self.subnet.host(index);

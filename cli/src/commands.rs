@@ -8,6 +8,7 @@ mod join_token;
 mod leave;
 mod man;
 mod node;
+mod object;
 mod service;
 mod status;
 mod tasks;
@@ -37,6 +38,12 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Manage Swarm secrets
+    #[command(subcommand)]
+    Secret(object::SecretCommand),
+    /// Manage Swarm configs
+    #[command(subcommand)]
+    Config(object::ConfigCommand),
     /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -72,6 +79,8 @@ impl Command {
             Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
+            Self::Secret(command) => command.run(client).await,
+            Self::Config(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,
             Self::Status(args) => status::run(client, args).await,
             Self::Completion(args) => completion::run(&args),

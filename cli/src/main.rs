@@ -5,6 +5,7 @@
 mod client;
 mod commands;
 mod error;
+mod files;
 mod filter;
 mod hint;
 mod inspect;

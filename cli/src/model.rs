@@ -234,3 +234,25 @@ pub(crate) struct Image {
     pub(crate) created: i64,
     pub(crate) size: u64,
 }
+
+/// A secret or config.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct FileObject {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    pub(crate) created_at: String,
+    pub(crate) updated_at: String,
+    pub(crate) spec: FileObjectSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct FileObjectSpec {
+    pub(crate) name: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// Of a config, base64.
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) data: String,
+}

@@ -80,6 +80,11 @@ pub(crate) fn utc(secs: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
 }
 
+/// Rewrites RFC 3339 as Docker's client prints moments for people.
+pub(crate) fn go_time(moment: &str) -> String {
+    moment.trim_end_matches('Z').replacen('T', " ", 1) + " +0000 utc"
+}
+
 /// Says how long a time is, in the words of Docker's client. Source: docker/go-units, `HumanDuration`.
 pub(crate) fn human_duration(nanos: i128) -> String {
     let secs = nanos.max(0) / SECOND_NANOS;

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::Value;
+use shoal_protocol::Kind;
 use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
 
 use crate::client::{Client, escape};
@@ -149,6 +150,16 @@ fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
         writeln!(text, " Target:\t{}\n  Source:\t{}", mount.target, mount.source)?;
         writeln!(text, "  ReadOnly:\t{}\n  Type:\t\t{}", mount.read_only, mount.kind.name())?;
     }
+    for (kind, heading) in [(Kind::Config, "Configs:"), (Kind::Secret, "Secrets:")] {
+        let files: Vec<_> = spec.files().filter(|file| file.kind == kind).collect();
+        if !files.is_empty() {
+            writeln!(text, "{heading}")?;
+        }
+        for file in files {
+            let target = file.file.map_or("", |file| &file.name);
+            writeln!(text, " Target:\t{target}\n  Source:\t{}", file.name)?;
+        }
+    }
     Ok(())
 }
 
@@ -217,7 +228,10 @@ mod tests {
     fn everything_that_a_service_can_have_is_printed() {
         let service: Service = serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
             "Labels": {"team": "shop"}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Command": ["web"],
-            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web"}, "Resources":
+            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web",
+            "Secrets": [{"File": {"Name": "sec1"}, "SecretID": "a", "SecretName": "sec1"}, {"File": {"Name": "/run/s"},
+            "SecretID": "a", "SecretName": "sec1"}], "Configs": [{"File": {"Name": "/c.txt"}, "ConfigID": "b",
+            "ConfigName": "con1"}]}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
             {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
             "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,

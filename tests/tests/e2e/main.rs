@@ -16,6 +16,7 @@ mod pauses;
 mod ports;
 mod rejoin;
 mod roles;
+mod secrets;
 mod strangers;
 mod udp;
 mod updates;

@@ -185,7 +185,7 @@ impl Shared {
             DriverCall::Prepare(plan) => match self.prepare(&plan).await {
                 Ok(container_id) => DriverReport::Prepared { container_id },
                 Err(FileError::Withheld(Withheld::NotYet(reason))) => {
-                    tracing::info!(%task, reason, "a task waits for a file");
+                    tracing::debug!(%task, reason, "a task waits for a file");
                     DriverReport::NotYet { reason }
                 }
                 Err(FileError::Withheld(Withheld::Refused(error))) => {

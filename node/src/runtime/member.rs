@@ -202,7 +202,7 @@ impl Member {
             SwarmEvent::Secret { from, task, secret, reply } => {
                 let given = self.secret_for(from, task, secret);
                 if let Err(reason) = &given {
-                    tracing::info!(node = %from, %task, %secret, %reason, "withheld a secret");
+                    tracing::debug!(node = %from, %task, %secret, %reason, "withheld a secret");
                 }
                 let _ = reply.send(given);
             }

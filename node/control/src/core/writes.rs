@@ -222,9 +222,9 @@ impl Control {
             moved = true;
             let older = registry::relies_on_older(&write, epoch, &self.store);
             if let Some(record) = older.and_then(|key| self.store.record(&key)) {
-                self.commit.put_back(origin, write);
                 let records = vec![self.restamp(record, epoch)];
                 self.make_durable(Origin::Nobody, Written { index: 0, warnings: Vec::new() }, records, epoch, now);
+                self.commit.follow(origin, write);
                 break;
             }
             self.begin_write(origin, &write, epoch, now);
@@ -291,6 +291,9 @@ impl Control {
         let result = match outcome {
             Outcome::Waiting => return false,
             Outcome::Durable => {
+                if let Some((origin, write)) = in_flight.then {
+                    self.commit.put_first(origin, write);
+                }
                 for record in in_flight.append.records {
                     self.store.merge(&record);
                     self.outbox.save(record.clone());
@@ -298,10 +301,17 @@ impl Control {
                 }
                 Ok(in_flight.written)
             }
-            Outcome::Failed(AppendError::Storage(error)) => Err(WriteError::Storage(error)),
+            Outcome::Failed(AppendError::Storage(error)) => {
+                if let Some((origin, _)) = in_flight.then {
+                    self.reply(origin, Err(WriteError::Storage(error.clone())));
+                }
+                Err(WriteError::Storage(error))
+            }
             Outcome::Failed(AppendError::Fenced) => {
                 // Somebody else holds the lease by now, or soon will: the write goes there.
-                self.give_back(in_flight.origin);
+                for origin in in_flight.origins() {
+                    self.give_back(origin);
+                }
                 return true;
             }
         };
@@ -613,12 +623,15 @@ mod tests {
             r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"x","Configs":[
             {{"File":{{"Name":"f"}},"ConfigID":"{id}","ConfigName":"con1"}}]}}}}}}"#
         );
-        control.handle_event(
-            Event::Request { request: 1, write: Write::CreateService { id: ServiceId(7), spec } },
-            at(4_000),
-        );
-        let answers = run(&mut control, &mut disk, 4_000, 100);
-        assert!(matches!(answers[..], [(1, Ok(_))]), "{answers:?}");
+        let write = Write::CreateService { id: ServiceId(7), spec };
+        disk.is_full = true;
+        control.handle_event(Event::Request { request: 1, write: write.clone() }, at(4_000));
+        let full = Err(WriteError::Storage("full".to_owned()));
+        assert_eq!(run(&mut control, &mut disk, 4_000, 100), [(1, full)], "it learns why at once");
+        disk.is_full = false;
+        control.handle_event(Event::Request { request: 2, write }, at(4_100));
+        let answers = run(&mut control, &mut disk, 4_100, 100);
+        assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
         assert!(control.store().stamp(&key).is_some_and(|stamp| stamp.epoch > 0));
         assert!(disk.keys.contains(&key) && control.store().service(ServiceId(7)).is_some());
     }

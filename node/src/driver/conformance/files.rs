@@ -1,15 +1,14 @@
 //! Secrets and configs as files: who may read them, that nobody may write them, and that they are in memory alone.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use shoal_control::task::PlannedFile;
 use shoal_protocol::{Kind, ObjectId};
 
-use super::{Suite, text, within};
+use super::{CALL_MAX, SLEEP, Suite, text, within};
 use crate::driver::files::{KnownFiles, TaskFiles};
 use crate::driver::{LogQuery, LogStream};
 
@@ -23,12 +22,12 @@ impl Suite<'_> {
         let contents: BTreeMap<_, _> = contents.map(|(id, text)| (ObjectId(id), text.as_bytes().to_vec())).into();
         let files = TaskFiles::new(self.node.id, Arc::new(KnownFiles(contents)));
         // What the container sees after its start, when nothing is left outside of it.
-        let mut plan = self.plan(
-            "until [ -e /tmp/go ]; do sleep 0.05; done; cat /run/secrets/one /two /etc/app/three; \
-             busybox stat -c '%a %u %g' /run/secrets/one /two /etc/app/three; \
-             echo more >> /two 2> /dev/null || echo read-only; busybox rm -f /two 2> /dev/null || echo stays; \
-             busybox stat -f -c %T /run/secrets/one",
-        );
+        let look = "cat /run/secrets/one /two /etc/app/three; \
+                    busybox stat -c '%a %u %g' /run/secrets/one /two /etc/app/three; \
+                    echo more 2> /dev/null >> /two || echo read-only; busybox rm -f /two 2> /dev/null || echo stays; \
+                    busybox stat -f -c %T /run/secrets/one; exit 0";
+        let mut plan = self.plan(&format!("look() {{ {look}; }}; trap look TERM; echo up; {SLEEP}"));
+        plan.stop_grace = CALL_MAX;
         plan.files = vec![
             file(Kind::Secret, 1, "/run/secrets/one", (33, 34, 0o400)),
             file(Kind::Config, 2, "/two", (0, 0, 0o644)),
@@ -41,11 +40,11 @@ impl Suite<'_> {
         self.start(&provided).await?;
         files.remove(plan.task);
         ensure!(self.places(&plan.task.to_string()).is_empty(), "the files were left outside of the container");
-        self.touch(&plan, "/tmp/go").await?;
-        within(self.driver.wait(plan.task)).await?;
+        self.wait_for_line(&plan, "up").await?;
+        within(self.driver.stop(plan.task)).await?;
         let lines = self.lines(&plan, LogQuery::default()).await?;
         self.remove(&plan).await?;
-        let want = ["hidden", "conf=1", "deep", "400 33 34", "644 0 0", "440 0 7", "read-only", "stays", "tmpfs"];
+        let want = ["up", "hidden", "conf=1", "deep", "400 33 34", "644 0 0", "440 0 7", "read-only", "stays", "tmpfs"];
         ensure!(text(&lines, LogStream::Stdout) == want, "{lines:?}");
 
         // One who is not their owner may read what the mode says.
@@ -70,14 +69,5 @@ impl Suite<'_> {
     fn places(&self, task: &str) -> Vec<PathBuf> {
         let roots = ["/dev/shm", "/run"].map(|root| Path::new(root).join(format!("shoal-{}", self.node.id)).join(task));
         roots.into_iter().filter(|place| place.exists()).collect()
-    }
-
-    /// Makes a file in a running container.
-    async fn touch(&self, plan: &shoal_control::task::ContainerPlan, path: &str) -> anyhow::Result<()> {
-        let found = self.find(plan.task).await?.context("the container runs")?;
-        let shoal_control::task::FoundState::Running(running) = found.state else {
-            anyhow::bail!("the container does not run: {found:?}")
-        };
-        fs::write(format!("/proc/{}/root{path}", running.pid), "").context("make a file in the container")
     }
 }

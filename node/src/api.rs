@@ -36,6 +36,7 @@ mod gate;
 mod images;
 mod logs;
 mod names;
+mod networks;
 mod nodes;
 mod objects;
 mod query;
@@ -156,6 +157,10 @@ fn routes() -> Router<Api> {
         .route("/services/{id}/logs", get(logs::of_service))
         .merge(objects::routes(Kind::Secret))
         .merge(objects::routes(Kind::Config))
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(tasks::inspect))
         .route("/tasks/{id}/logs", get(logs::of_task))

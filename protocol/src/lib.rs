@@ -12,6 +12,7 @@ pub mod message;
 pub mod object;
 pub mod record;
 pub mod spec;
+pub mod subnet;
 pub mod task;
 pub mod time;
 pub mod token;

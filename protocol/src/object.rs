@@ -11,6 +11,8 @@ use crate::record::BODY_BYTES_MAX;
 use crate::spec::SpecError;
 use crate::time::WallTime;
 
+pub mod network;
+
 /// Bytes of a secret's or a config's data: it has fewer. Source: SwarmKit, `validation.MaxSecretSize`.
 pub const DATA_BYTES_LIMIT: usize = 500 * 1024;
 
@@ -66,7 +68,7 @@ pub struct Object {
     /// Everything but the data.
     pub head: ObjectHead,
     /// A secret's bytes, sealed with the key that only managers have; a config's bytes as they are; a network's
-    /// allocated addresses.
+    /// [`network::NetworkState`], encoded.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
 }

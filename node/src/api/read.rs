@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_control::store::Store;
-use shoal_protocol::object::Kind;
+use shoal_protocol::codec;
+use shoal_protocol::object::network::{self, NetworkState};
+use shoal_protocol::object::{Kind, ObjectHead};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{Slot, SlotTask};
@@ -91,14 +93,16 @@ impl Source<'_> {
     }
 
     fn objects(&self, kind: Kind, pick: &Pick) -> Vec<ObjectView> {
-        let all: Vec<(ObjectId, &str)> =
-            self.store.objects(kind).map(|(id, head, _)| (id, head.name.as_str())).collect();
+        let ingress = self.ingress().filter(|_| kind == Kind::Network);
+        let all = self.store.objects(kind).map(|(id, head, _)| (id, head.name.as_str()));
+        let all: Vec<(ObjectId, &str)> = all.chain(ingress.as_ref().map(|view| (view.id, network::INGRESS))).collect();
         let picked: BTreeSet<ObjectId> = match pick {
             Pick::None => BTreeSet::new(),
             Pick::All => all.into_iter().map(|(id, _)| id).collect(),
             Pick::Named(names) => find_all(names, &all),
         };
         let view = |id| match kind {
+            Kind::Network if ingress.as_ref().is_some_and(|view| view.id == id) => ingress.clone(),
             Kind::Secret => Some(ObjectView { id, head: self.store.object(kind, id)?.clone(), data: Vec::new() }),
             Kind::Config | Kind::Network => {
                 let object = self.store.object_with_data(kind, id)?;
@@ -106,6 +110,20 @@ impl Source<'_> {
             }
         };
         picked.into_iter().filter_map(view).collect()
+    }
+
+    /// The network of published ports, which every cluster has and nobody has made.
+    fn ingress(&self) -> Option<ObjectView> {
+        let cluster = self.store.cluster()?;
+        let state = NetworkState { blocks: vec![network::ingress_block()] };
+        let head = ObjectHead {
+            index: 1,
+            created: cluster.created,
+            updated: cluster.created,
+            name: network::INGRESS.to_owned(),
+            spec: String::new(),
+        };
+        Some(ObjectView { id: network::ingress_id(cluster.id), head, data: codec::encode(&state).ok()? })
     }
 
     fn node(&self, id: NodeId) -> Option<NodeView> {

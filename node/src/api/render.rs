@@ -3,12 +3,14 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+mod network;
 mod node;
 mod object;
 mod service;
 mod swarm;
 mod task;
 
+pub use network::network;
 pub use node::node;
 pub use object::file;
 pub use service::{Extras, service};

@@ -88,6 +88,7 @@ pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(Stat
         value["Name"] = json!(made_up_name(id));
         value.to_string()
     };
+    let spec = api.with_network_ids(spec).await?;
     let written = api.backend.write(Write::CreateService { id, spec }).await?;
     api.wait_for_service(id, written.index).await;
     let mut answer = json!({"ID": id});
@@ -112,7 +113,8 @@ pub(super) async fn update(
     };
     let (spec, _) = query::object(&body)?;
     let (_, service) = api.service(&name, false).await?;
-    let write = Write::UpdateService { id: service.id, version, spec: spec.to_owned(), rollback };
+    let spec = api.with_network_ids(spec.to_owned()).await?;
+    let write = Write::UpdateService { id: service.id, version, spec, rollback };
     let written = api.backend.write(write).await?;
     api.wait_for_service(service.id, written.index).await;
     let warnings = if written.warnings.is_empty() { Value::Null } else { json!(written.warnings) };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use shoal_protocol::object::network::INGRESS;
 use shoal_protocol::object::{Kind, ObjectHead};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{NodeSpec, ServiceSpec};
@@ -154,6 +155,14 @@ pub struct ObjectView {
     pub head: ObjectHead,
     /// Its data, of which a secret's are never here.
     pub data: Vec<u8>,
+}
+
+impl ObjectView {
+    /// Returns whether it is the network of published ports.
+    pub fn is_ingress(&self) -> bool {
+        // Of those that users make none can be called so.
+        self.head.name == INGRESS && self.head.spec.is_empty()
+    }
 }
 
 /// How many tasks a service has.

@@ -38,6 +38,7 @@ use super::status::{LeaseFacts, NodeFacts, StatusFacts};
 use super::{ApiError, Backend, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 
+mod networks;
 mod objects;
 mod reads;
 mod writes;
@@ -210,6 +211,7 @@ impl Backend for Fake {
             return Err(error);
         }
         let mut store = self.store.lock().unwrap();
+        let mut warnings = Vec::new();
         let index = match &write {
             Write::CreateService { id, spec } => {
                 service(&mut store, *id, spec, 1);
@@ -225,12 +227,13 @@ impl Backend for Fake {
                     let stamp = Stamp { lineage: 0, epoch: 1, seq: store.stamp(&key).map_or(1, |stamp| stamp.seq + 1) };
                     store.put(key, stamp, ME, value.as_ref()).unwrap();
                 }
+                warnings = decision.written.warnings;
                 decision.written.index
             }
             _ => 0,
         };
         self.writes.lock().unwrap().push(write);
-        Ok(Written { index, warnings: Vec::new() })
+        Ok(Written { index, warnings })
     }
 
     async fn seal(&self, _: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError> {

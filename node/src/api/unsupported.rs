@@ -16,7 +16,7 @@ const DOCKER: [(&str, &str); 20] = [
     ("exec", "exec"),
     ("grpc", "grpc"),
     ("images", "this operation on images"),
-    ("networks", "network"),
+    ("networks", "this operation on networks"),
     ("nodes", "this operation on nodes"),
     ("plugins", "plugin"),
     ("secrets", "this operation on secrets"),

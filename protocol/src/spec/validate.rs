@@ -12,6 +12,9 @@ use serde_json::Value;
 use super::constraint::Constraint;
 use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, mount};
 
+/// Networks of one service at most.
+pub const NETWORKS_MAX: usize = 32;
+
 /// Replicas of one service at most: what a cluster is designed to hold in all.
 pub const REPLICAS_MAX: u64 = 100_000;
 
@@ -152,6 +155,8 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.Placement.Constraints",
     "TaskTemplate.Placement.MaxReplicas",
     "TaskTemplate.Placement.Platforms",
+    "TaskTemplate.Networks.Target",
+    "TaskTemplate.Networks.Aliases",
     "TaskTemplate.ForceUpdate",
     "Mode.Replicated.Replicas",
     "Mode.Global",
@@ -180,8 +185,8 @@ const HARMLESS: &[(&str, &str)] = &[
 
 /// What people call the fields that are refused; others are named by their path.
 const NAMES: &[(&str, &str)] = &[
-    ("Networks", "networks are"),
-    ("TaskTemplate.Networks", "networks are"),
+    ("Networks", "networks outside of the task template are"),
+    ("TaskTemplate.Networks.DriverOpts", "driver options of network attachments are"),
     ("TaskTemplate.PluginSpec", "plugin services are"),
     ("TaskTemplate.NetworkAttachmentSpec", "network attachments are"),
     ("TaskTemplate.Runtime", "task runtimes other than 'container' are"),
@@ -291,6 +296,10 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     validate_placement(spec)?;
     validate_mode(spec)?;
+    let networks = spec.task_template.networks.len();
+    if networks > NETWORKS_MAX {
+        return invalid(format!("{networks} networks are more than the limit of {NETWORKS_MAX}"));
+    }
     if let Some(policy) = &spec.update_config {
         validate_update(policy, "update", &["pause", "continue", "rollback"])?;
     }
@@ -301,7 +310,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
 }
 
 /// Checks that a name can be a DNS label. Underscores pass, as in SwarmKit: stacks name their services `stack_service`.
-fn validate_name(name: &str) -> Result<(), SpecError> {
+pub(crate) fn validate_name(name: &str) -> Result<(), SpecError> {
     let ends_well = |char: Option<char>| char.is_some_and(|char| char.is_ascii_alphanumeric());
     let all_fit = name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-' || char == '_');
     if !all_fit || !ends_well(name.chars().next()) || !ends_well(name.chars().next_back()) {

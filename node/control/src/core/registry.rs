@@ -38,6 +38,11 @@ impl Decision {
         Self { changes: vec![(key, value)], confirm: Vec::new(), written }
     }
 
+    fn with(mut self, warnings: Vec<String>) -> Self {
+        self.written.warnings = warnings;
+        self
+    }
+
     /// The change is there already.
     fn done(key: Key, index: u64) -> Self {
         let written = Written { index, warnings: Vec::new() };
@@ -116,7 +121,7 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
     if store.services().count() >= SERVICES_MAX {
         return Err(WriteError::Precondition(format!("the cluster has {SERVICES_MAX} services, which is the limit")));
     }
-    objects::check_used(&spec, store)?;
+    let warnings = objects::check_used(&spec, store)?;
     let ports = allocate_ports(id, &spec, &[], store)?;
     let service = ServiceObject {
         index: 1,
@@ -127,7 +132,7 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
         rolled_back: false,
         ports,
     };
-    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1))
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1).with(warnings))
 }
 
 fn update_service(
@@ -163,7 +168,7 @@ fn update_service(
             return Err(WriteError::Invalid("service mode change is not allowed".to_owned()));
         }
     }
-    objects::check_used(&spec, store)?;
+    let warnings = objects::check_used(&spec, store)?;
     let ports = allocate_ports(id, &spec, &current.ports, store)?;
     let index = current.index + 1;
     let service = ServiceObject {
@@ -175,7 +180,7 @@ fn update_service(
         rolled_back: rollback,
         ports,
     };
-    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index))
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index).with(warnings))
 }
 
 /// Returns whether an object that turned up late cannot stay beside what was written meanwhile.

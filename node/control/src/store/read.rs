@@ -2,7 +2,9 @@
 //!
 //! A record that could not be opened is absent here, as a removed one is; [`Store::quarantined`] lists those.
 
+use shoal_protocol::codec;
 use shoal_protocol::lease::{LeaseId, VoterSet};
+use shoal_protocol::object::network::NetworkState;
 use shoal_protocol::object::{Kind, Object, ObjectHead};
 use shoal_protocol::record::{Key, Record, SlotName, Stamp};
 use shoal_protocol::spec::{NodeSpec, ServiceSpec};
@@ -185,6 +187,11 @@ impl Store {
     pub fn object_with_data(&self, kind: Kind, id: ObjectId) -> Option<Object> {
         let record = self.record(&Key::Object(kind, id))?;
         if let Ok(Some(Value::Object(object))) = Value::open(&record) { Some(object) } else { None }
+    }
+
+    /// Reads the addresses of a network.
+    pub fn network(&self, id: ObjectId) -> Option<NetworkState> {
+        codec::decode(&self.object_with_data(Kind::Network, id)?.data).ok()
     }
 
     /// Returns whether an object was there once and was removed.

@@ -120,7 +120,11 @@ fn what_is_not_acted_on_is_refused_by_name() {
     for (patch, want) in [
         (r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}}}"#.to_owned(), "replicated-job is"),
         (r#"{"Mode":{"GlobalJob":{}}}"#.to_owned(), "global-job is"),
-        (r#"{"TaskTemplate":{"Networks":[{"Target":"ov"}]}}"#.to_owned(), "networks are"),
+        (r#"{"Networks":[{"Target":"ov"}]}"#.to_owned(), "networks outside of the task template are"),
+        (
+            r#"{"TaskTemplate":{"Networks":[{"Target":"ov","DriverOpts":{"a":"b"}}]}}"#.to_owned(),
+            "driver options of network attachments are",
+        ),
         (r#"{"TaskTemplate":{"LogDriver":{"Name":"json-file"}}}"#.to_owned(), "log drivers are"),
         (r#"{"TaskTemplate":{"Runtime":"plugin"}}"#.to_owned(), "task runtimes other than 'container' are"),
         (r#"{"TaskTemplate":{"Placement":{"Preferences":[{}]}}}"#.to_owned(), "placement preferences are"),

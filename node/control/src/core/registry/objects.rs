@@ -2,13 +2,17 @@
 //!
 //! Texts follow SwarmKit's `controlapi/secret.go`, `config.go` and `network.go`.
 
+use shoal_protocol::codec;
+use shoal_protocol::object::network::{self, NetworkSpec, NetworkState};
 use shoal_protocol::object::{self, FileSpec, Kind, Object, ObjectHead, SEAL_BYTES};
-use shoal_protocol::spec::ServiceSpec;
+use shoal_protocol::spec::{ServiceSpec, SpecError};
+use shoal_protocol::subnet::Subnet;
 use shoal_protocol::value::Value;
 use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{Key, ObjectId, ServiceId, WallTime};
 
 use super::{Decision, not_found};
+use crate::allocator;
 use crate::store::Store;
 
 /// Objects of one kind at most; more are refused.
@@ -26,14 +30,17 @@ pub(super) fn create(
     now: WallTime,
 ) -> Result<Decision, WriteError> {
     let key = Key::Object(kind, id);
-    let invalid = |error: shoal_protocol::spec::SpecError| WriteError::Invalid(error.to_string());
-    let name = match kind {
+    let invalid = |error: SpecError| WriteError::Invalid(error.to_string());
+    let (name, network) = match kind {
         Kind::Secret | Kind::Config => {
             let sealing = if kind == Kind::Secret { SEAL_BYTES } else { 0 };
             object::check_data(kind, data.len().saturating_sub(sealing)).map_err(invalid)?;
-            FileSpec::parse(kind, spec).map_err(invalid)?.name
+            (FileSpec::parse(kind, spec).map_err(invalid)?.name, None)
         }
-        Kind::Network => return Err(WriteError::Invalid("networks are not supported yet".to_owned())),
+        Kind::Network => {
+            let spec = NetworkSpec::parse(spec).map_err(invalid)?;
+            (spec.name.clone(), Some(spec))
+        }
     };
     if let Some(existing) = store.object(kind, id) {
         return if existing.spec == spec {
@@ -42,12 +49,37 @@ pub(super) fn create(
             Err(WriteError::Conflict(format!("{} {id} already exists", kind.name())))
         };
     }
-    if store.objects(kind).any(|(_, other, _)| other.name == name) {
-        return Err(WriteError::Conflict(format!("{} {name} already exists", kind.name())));
+    if store.objects(kind).any(|(_, other, _)| other.name == name) || is_reserved(kind, &name) {
+        return Err(WriteError::Conflict(match kind {
+            Kind::Secret | Kind::Config => format!("{} {name} already exists", kind.name()),
+            Kind::Network => format!("network with name {name} already exists"),
+        }));
     }
+    let (data, warnings) = match network {
+        None => (data.to_vec(), Vec::new()),
+        Some(spec) => (allocate(&spec, id, store)?, vec![network::WARNING.to_owned()]),
+    };
     check_room(kind, data.len(), store)?;
     let head = ObjectHead { index: 1, created: now, updated: now, name, spec: spec.to_owned() };
-    Ok(Decision::one(key, Some(Value::Object(Object { head, data: data.to_vec() })), 1))
+    Ok(Decision::one(key, Some(Value::Object(Object { head, data })), 1).with(warnings))
+}
+
+fn is_reserved(kind: Kind, name: &str) -> bool {
+    kind == Kind::Network && name == network::INGRESS
+}
+
+/// Allocates the addresses of a network and encodes them.
+fn allocate(spec: &NetworkSpec, id: ObjectId, store: &Store) -> Result<Vec<u8>, WriteError> {
+    let blocks = allocator::allocate_blocks(&spec.blocks, &taken(id, store))
+        .map_err(|error| WriteError::Precondition(error.to_string()))?;
+    codec::encode(&NetworkState { blocks }).map_err(|error| WriteError::Invalid(error.to_string()))
+}
+
+/// Returns the addresses that networks other than `id` have.
+fn taken(id: ObjectId, store: &Store) -> Vec<Subnet> {
+    let others = store.objects(Kind::Network).map(|(other, ..)| other).filter(|other| *other != id);
+    let blocks = others.flat_map(|other| store.network(other).unwrap_or_default().blocks);
+    blocks.chain([network::ingress_block()]).map(|block| block.subnet).collect()
 }
 
 fn check_room(kind: Kind, bytes: usize, store: &Store) -> Result<(), WriteError> {
@@ -99,6 +131,15 @@ pub(super) fn remove((kind, id): (Kind, ObjectId), store: &Store) -> Result<Deci
     let Some(object) = store.object(kind, id) else {
         return if store.is_removed(&key) { Ok(Decision::done(key, 0)) } else { Err(not_found(kind.name(), id)) };
     };
+    if kind == Kind::Network {
+        let mut services = store.services();
+        return match services.find(|(_, _, spec)| uses(spec, kind, id)) {
+            None => Ok(Decision::one(key, None, 0)),
+            Some((service, ..)) => {
+                Err(WriteError::Precondition(format!("network {id} is in use by service {service}")))
+            }
+        };
+    }
     let users: Vec<&str> =
         store.services().filter(|(_, _, spec)| uses(spec, kind, id)).map(|(_, _, spec)| spec.name.as_str()).collect();
     if users.is_empty() {
@@ -117,27 +158,40 @@ fn uses(spec: &ServiceSpec, kind: Kind, id: ObjectId) -> bool {
     used(spec).any(|(used, text, _)| used == kind && text.parse() == Ok(id))
 }
 
-/// Returns what a spec uses: kind, identifier and name.
-fn used(spec: &ServiceSpec) -> impl Iterator<Item = (Kind, &str, &str)> {
-    spec.task_template.container_spec.files().map(|file| (file.kind, file.id, file.name))
+/// Returns what a spec uses: kind, identifier and, but of networks, name.
+fn used(spec: &ServiceSpec) -> impl Iterator<Item = (Kind, &str, Option<&str>)> {
+    let template = &spec.task_template;
+    let files = template.container_spec.files().map(|file| (file.kind, file.id, Some(file.name)));
+    files.chain(template.networks.iter().map(|network| (Kind::Network, network.target.as_str(), None)))
 }
 
-/// Checks that everything that a service uses is there under the name by which it is used.
-pub(super) fn check_used(spec: &ServiceSpec, store: &Store) -> Result<(), WriteError> {
-    for kind in Kind::ALL {
-        let is_there = |text: &str, name: &str| {
-            text.parse().ok().and_then(|id| store.object(kind, id)).is_some_and(|object| object.name == name)
-        };
+/// Checks that everything that a service uses is there under the name by which it is used. Returns what to warn of.
+pub(super) fn check_used(spec: &ServiceSpec, store: &Store) -> Result<Vec<String>, WriteError> {
+    let is_there = |kind: Kind, text: &str, name: Option<&str>| {
+        let object = text.parse().ok().and_then(|id| store.object(kind, id));
+        object.is_some_and(|object| name.is_none_or(|name| object.name == name))
+    };
+    for kind in [Kind::Secret, Kind::Config] {
         let missing: Vec<&str> = used(spec)
-            .filter(|(used, text, name)| *used == kind && !is_there(text, name))
-            .map(|(_, _, name)| name)
+            .filter(|(used, text, name)| *used == kind && !is_there(kind, text, *name))
+            .filter_map(|(_, _, name)| name)
             .collect();
         if !missing.is_empty() {
             let plural = if missing.len() == 1 { "" } else { "s" };
             return Err(WriteError::Invalid(format!("{}{plural} not found: {}", kind.name(), missing.join(", "))));
         }
     }
-    Ok(())
+    let networks: Vec<&str> = spec.task_template.networks.iter().map(|network| network.target.as_str()).collect();
+    let ingress = store.cluster().map(|cluster| network::ingress_id(cluster.id));
+    if networks.iter().any(|text| text.parse().ok().is_some_and(|id: ObjectId| Some(id) == ingress)) {
+        let text = "Service cannot be explicitly attached to the ingress network \"ingress\"";
+        return Err(WriteError::Invalid(text.to_owned()));
+    }
+    match networks.iter().find(|text| !is_there(Kind::Network, text, None)) {
+        Some(missing) => Err(not_found("network", missing)),
+        None if networks.is_empty() => Ok(Vec::new()),
+        None => Ok(vec![network::WARNING.to_owned()]),
+    }
 }
 
 /// Returns what a write relies on being there: the objects that a service is to use.
@@ -166,10 +220,12 @@ pub(super) fn relies_on(write: &Write, store: &Store) -> Vec<Key> {
     keys.collect()
 }
 
-/// Returns whether an object that turned up late has the name of another one.
+/// Returns whether an object that turned up late has the name or the addresses of another one.
 pub(super) fn clashes(kind: Kind, id: ObjectId, store: &Store) -> bool {
     let Some(object) = store.object(kind, id) else { return false };
-    store.objects(kind).any(|(other, theirs, _)| other != id && theirs.name == object.name)
+    let same_name = store.objects(kind).any(|(other, theirs, _)| other != id && theirs.name == object.name);
+    let blocks = if kind == Kind::Network { store.network(id).unwrap_or_default().blocks } else { Vec::new() };
+    same_name || allocator::allocate_blocks(&blocks, &taken(id, store)).is_err()
 }
 
 /// Returns whether a service that was just created, and turned up late, uses what was removed meanwhile.

@@ -181,3 +181,69 @@ fn what_a_service_relies_on_is_of_the_present_epoch() {
     store.merge(&removal);
     assert!(store.object(Kind::Secret, ID).is_some());
 }
+
+fn network_write(id: u128, name: &str, subnet: &str) -> Write {
+    let config = if subnet.is_empty() { String::new() } else { format!(r#"{{"Subnet":"{subnet}"}}"#) };
+    let spec = format!(r#"{{"Name":"{name}","Driver":"overlay","IPAM":{{"Config":[{config}]}}}}"#);
+    Write::CreateObject { kind: Kind::Network, id: ObjectId(id), spec, data: Vec::new() }
+}
+
+#[test]
+fn networks_get_addresses_of_their_own() {
+    let mut store = Store::new();
+    for (id, name, subnet, want) in [
+        (1, "one", "", Ok("10.0.1.0/24")),
+        (2, "two", "10.0.2.0/23", Ok("10.0.2.0/23")),
+        (3, "three", "", Ok("10.0.4.0/24")),
+        (4, "one", "", Err("network with name one already exists")),
+        (5, "ingress", "", Err("network with name ingress already exists")),
+        (6, "six", "10.0.0.128/25", Err("10.0.0.128/25 and 10.0.0.0/24")),
+        (7, "seven", "10.0.3.0/24", Err("10.0.3.0/24 and 10.0.2.0/23")),
+    ] {
+        match (carry_out(&mut store, 1, &network_write(id, name, subnet)), want) {
+            (Ok(_), Ok(want)) => {
+                let block = &store.network(ObjectId(id)).unwrap().blocks[0];
+                assert_eq!((block.subnet.to_string().as_str(), block.gateway), (want, block.subnet.host(1)), "{name}");
+            }
+            (Err(got), Err(want)) => assert!(got.ends_with(want), "{name}: {got}"),
+            (got, want) => panic!("{name}: {got:?} and not {want:?}"),
+        }
+    }
+    assert_eq!(carry_out(&mut store, 1, &network_write(1, "one", "")), Ok(1), "forwarded twice");
+    carry_out(&mut store, 1, &Write::RemoveObject { kind: Kind::Network, id: ObjectId(1) }).unwrap();
+    carry_out(&mut store, 1, &network_write(8, "eight", "")).unwrap();
+    assert_eq!(store.network(ObjectId(8)).unwrap().blocks[0].subnet.to_string(), "10.0.1.0/24", "it is free again");
+}
+
+#[test]
+fn a_network_that_a_service_uses_stays_and_its_use_is_warned_of() {
+    let mut store = Store::new();
+    let spec = format!(
+        r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"x"}},"Networks":[{{"Target":"{ID}"}}]}}}}"#
+    );
+    let service = Write::CreateService { id: ServiceId(1), spec };
+    assert_eq!(carry_out(&mut store, 1, &service), Err(format!("network {ID} not found")));
+    carry_out(&mut store, 1, &network_write(ID.0, "ov", "")).unwrap();
+    let decision = decide(&service, &store, |_| false, NOW).unwrap();
+    assert_eq!(decision.written.warnings, [network::WARNING]);
+    assert_eq!(relies_on_older(&service, 2, &store), Some(Key::Object(Kind::Network, ID)));
+    carry_out(&mut store, 1, &service).unwrap();
+    let remove = Write::RemoveObject { kind: Kind::Network, id: ID };
+    let used = format!("network {ID} is in use by service {}", ServiceId(1));
+    assert_eq!(carry_out(&mut store, 1, &remove), Err(used));
+    carry_out(&mut store, 1, &Write::RemoveService { id: ServiceId(1) }).unwrap();
+    assert_eq!(carry_out(&mut store, 1, &remove), Ok(0));
+}
+
+#[test]
+fn of_two_networks_with_the_same_addresses_the_late_one_goes() {
+    let (mut store, mut other) = (Store::new(), Store::new());
+    carry_out(&mut store, 2, &network_write(1, "one", "")).unwrap();
+    carry_out(&mut other, 1, &network_write(2, "two", "")).unwrap();
+    carry_out(&mut other, 1, &network_write(3, "three", "")).unwrap();
+    for id in [2, 3] {
+        store.merge(&other.record(&Key::Object(Kind::Network, ObjectId(id))).unwrap());
+    }
+    assert!(clashes(&Key::Object(Kind::Network, ObjectId(2)), &store));
+    assert!(!clashes(&Key::Object(Kind::Network, ObjectId(3)), &store));
+}

@@ -7,6 +7,7 @@ mod join;
 mod join_token;
 mod leave;
 mod man;
+mod network;
 mod node;
 mod object;
 mod service;
@@ -38,6 +39,9 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Manage Swarm secrets
     #[command(subcommand)]
     Secret(object::SecretCommand),
@@ -79,6 +83,7 @@ impl Command {
             Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
+            Self::Network(command) => command.run(client).await,
             Self::Secret(command) => command.run(client).await,
             Self::Config(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,

@@ -11,6 +11,7 @@ mod hint;
 mod inspect;
 mod model;
 mod mounts;
+mod networks;
 mod output;
 mod ports;
 mod progress;

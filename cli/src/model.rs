@@ -256,3 +256,21 @@ pub(crate) struct FileObjectSpec {
     #[serde(deserialize_with = "null_as_default")]
     pub(crate) data: String,
 }
+
+/// A network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) created: String,
+    pub(crate) scope: String,
+    pub(crate) driver: String,
+    #[serde(rename = "EnableIPv4")]
+    pub(crate) enable_ipv4: bool,
+    #[serde(rename = "EnableIPv6")]
+    pub(crate) enable_ipv6: bool,
+    pub(crate) internal: bool,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+}

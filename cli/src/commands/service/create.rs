@@ -13,6 +13,7 @@ use crate::error::CliError;
 use crate::files::{self, FileFlag};
 use crate::model::Created;
 use crate::mounts::{self, MountFlag};
+use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
@@ -54,6 +55,9 @@ pub(crate) struct CreateArgs {
     /// Specify configurations to expose to the service (NAME, or source=…,target=…,uid=…,gid=…,mode=…)
     #[arg(long, value_parser = files::config, value_name = "CONFIG")]
     config: Vec<FileFlag>,
+    /// Network attachments (NAME, or name=…,alias=…)
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<NetworkFlag>,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -76,7 +80,9 @@ pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliErro
     let wait = args.wait;
     let secrets = files::resolve(client, Kind::Secret, &args.secret).await?;
     let configs = files::resolve(client, Kind::Config, &args.config).await?;
+    let attachments = networks::resolve(client, &args.network).await?;
     let mut spec = build(args)?;
+    networks::change(&mut spec, &[], attachments)?;
     files::change(&mut spec, Kind::Secret, &[], secrets);
     files::change(&mut spec, Kind::Config, &[], configs);
     let created: Created = client.post("/services/create", &spec).await?;
@@ -160,7 +166,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--network", "--placement-pref", "--health-cmd"] {
+        for flag in ["--dns", "--placement-pref", "--health-cmd"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

@@ -11,6 +11,7 @@ use crate::commands::for_each;
 use crate::error::CliError;
 use crate::inspect;
 use crate::model::{Service, UpdateStatus};
+use crate::networks;
 use crate::output::print;
 use crate::time;
 use crate::units::{bytes_size, cpus, go_duration};
@@ -45,8 +46,13 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
         for value in found {
             let service: Service =
                 serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
+            let mut names = Vec::new();
+            for network in &service.spec.task_template.networks {
+                let found = networks::find(client, &network.target).await;
+                names.push(found.map_or_else(|_| network.target.clone(), |found| found.name));
+            }
             let mut text = String::new();
-            pretty(&mut text, &service).map_err(|error| CliError::Failed(error.to_string()))?;
+            pretty(&mut text, &service, &names).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&text)?;
         }
     } else {
@@ -55,7 +61,7 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
     outcome
 }
 
-fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
+fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt::Result {
     let spec = &service.spec;
     writeln!(text, "\nID:\t\t{}\nName:\t\t{}", service.id, spec.name)?;
     if !spec.labels.is_empty() {
@@ -87,6 +93,9 @@ fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
     }
     container(text, &spec.task_template.container_spec)?;
     resources(text, &spec.task_template.resources)?;
+    if !networks.is_empty() {
+        writeln!(text, "Networks: {} ", networks.join(" "))?;
+    }
     let mode = &spec.endpoint_spec.mode;
     writeln!(text, "Endpoint Mode:\t{}", if mode.is_empty() { "vip" } else { mode })?;
     if !service.endpoint.ports.is_empty() {
@@ -212,7 +221,7 @@ mod tests {
             "PublishedPort": 8080, "PublishMode": "ingress"}]}}))
             .unwrap();
         let mut text = String::new();
-        pretty(&mut text, &service).unwrap();
+        pretty(&mut text, &service, &[]).unwrap();
         let want = "\nID:\t\tzw28l6ocpszcx94qkcx0wpr9u\nName:\t\tweb\nService Mode:\tReplicated\n Replicas:\t3\nPlacement:\n\
             UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n \
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
@@ -241,7 +250,7 @@ mod tests {
             "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}}))
         .unwrap();
         let mut text = String::new();
-        pretty(&mut text, &service).unwrap();
+        pretty(&mut text, &service, &["ov".to_owned()]).unwrap();
         let text = text.replace(&time::ago("1970-01-01T00:00:00Z", time::now_nanos()), "AGO");
         snapshot::check("output/service-inspect-pretty.txt", &text);
     }

@@ -10,6 +10,7 @@ use crate::error::CliError;
 use crate::files::{self, FileFlag};
 use crate::model::Updated;
 use crate::mounts::{self, MountFlag};
+use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
@@ -73,6 +74,12 @@ pub(crate) struct UpdateArgs {
     /// Remove a configuration file
     #[arg(long, value_name = "NAME")]
     config_rm: Vec<String>,
+    /// Add a network
+    #[arg(long, value_name = "NETWORK")]
+    network_add: Vec<NetworkFlag>,
+    /// Remove a network
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
     /// Force update even if no changes require it
     #[arg(long)]
     force: bool,
@@ -105,6 +112,11 @@ pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliErro
     {
         files::change(&mut spec, kind, remove, files::resolve(client, kind, add).await?);
     }
+    let mut gone = Vec::new();
+    for name in &args.network_rm {
+        gone.push(networks::find(client, name).await?.id);
+    }
+    networks::change(&mut spec, &gone, networks::resolve(client, &args.network_add).await?)?;
     if args.rollback {
         change(&mut spec, &args)?;
         if spec != before || !args.spec.is_empty() {

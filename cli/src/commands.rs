@@ -8,7 +8,9 @@ mod join;
 mod join_token;
 mod leave;
 mod man;
+mod network;
 mod node;
+mod object;
 mod service;
 mod status;
 mod tasks;
@@ -38,6 +40,15 @@ pub(crate) enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    /// Manage Swarm secrets
+    #[command(subcommand)]
+    Secret(object::SecretCommand),
+    /// Manage Swarm configs
+    #[command(subcommand)]
+    Config(object::ConfigCommand),
     /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -75,6 +86,9 @@ impl Command {
             Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
+            Self::Network(command) => command.run(client).await,
+            Self::Secret(command) => command.run(client).await,
+            Self::Config(command) => command.run(client).await,
             Self::Image(command) => command.run(client).await,
             Self::Events(args) => events::run(client, args).await,
             Self::Status(args) => status::run(client, args).await,

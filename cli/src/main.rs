@@ -5,11 +5,13 @@
 mod client;
 mod commands;
 mod error;
+mod files;
 mod filter;
 mod hint;
 mod inspect;
 mod model;
 mod mounts;
+mod networks;
 mod output;
 mod ports;
 mod progress;

@@ -234,3 +234,43 @@ pub(crate) struct Image {
     pub(crate) created: i64,
     pub(crate) size: u64,
 }
+
+/// A secret or config.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct FileObject {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    pub(crate) created_at: String,
+    pub(crate) updated_at: String,
+    pub(crate) spec: FileObjectSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct FileObjectSpec {
+    pub(crate) name: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// Of a config, base64.
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) data: String,
+}
+
+/// A network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) created: String,
+    pub(crate) scope: String,
+    pub(crate) driver: String,
+    #[serde(rename = "EnableIPv4")]
+    pub(crate) enable_ipv4: bool,
+    #[serde(rename = "EnableIPv6")]
+    pub(crate) enable_ipv6: bool,
+    pub(crate) internal: bool,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+}

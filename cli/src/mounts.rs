@@ -132,7 +132,7 @@ fn source(text: &str) -> String {
 }
 
 /// Splits one line of CSV. Source: RFC 4180; Go, `encoding/csv`.
-fn fields(text: &str) -> Result<Vec<String>, String> {
+pub(crate) fn fields(text: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {

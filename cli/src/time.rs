@@ -99,6 +99,11 @@ pub(crate) fn utc(secs: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
 }
 
+/// Rewrites RFC 3339 as Docker's client prints moments for people.
+pub(crate) fn go_time(moment: &str) -> String {
+    moment.trim_end_matches('Z').replacen('T', " ", 1) + " +0000 utc"
+}
+
 /// Says how long ago a moment in RFC 3339 was; nothing for what is no moment.
 pub(crate) fn ago(moment: &str, now: i128) -> String {
     parse_rfc3339(moment)

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use shoal_control::core::Withheld;
 use shoal_control::task::{ContainerPlan, DriverCall, DriverReport, Running};
 use shoal_protocol::TaskId;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::driver::files::{FileError, TaskFiles};
 use crate::driver::{Driver, DriverError, Exit};
 
 /// How long calls may take; one that takes longer is answered as failed.
@@ -57,18 +59,24 @@ pub struct Agent;
 impl Agent {
     /// Returns a handle through which calls are made. Reports go to `reports`; while it is full, workers wait. When the last
     /// handle is dropped all work ends, and containers go on as they are.
-    pub fn spawn(driver: Arc<dyn Driver>, reports: mpsc::Sender<(TaskId, DriverReport)>) -> AgentHandle {
-        Self::spawn_with(driver, reports, DEADLINES)
+    pub fn spawn(
+        driver: Arc<dyn Driver>,
+        files: TaskFiles,
+        reports: mpsc::Sender<(TaskId, DriverReport)>,
+    ) -> AgentHandle {
+        Self::spawn_with(driver, files, reports, DEADLINES)
     }
 
     fn spawn_with(
         driver: Arc<dyn Driver>,
+        files: TaskFiles,
         reports: mpsc::Sender<(TaskId, DriverReport)>,
         deadlines: Deadlines,
     ) -> AgentHandle {
         let cancelled = CancellationToken::new();
         let shared = Arc::new(Shared {
             driver,
+            files,
             deadlines,
             reports,
             prepares: Semaphore::new(AT_ONCE_MAX),
@@ -89,6 +97,7 @@ pub struct AgentHandle {
 
 struct Shared {
     driver: Arc<dyn Driver>,
+    files: TaskFiles,
     deadlines: Deadlines,
     reports: mpsc::Sender<(TaskId, DriverReport)>,
     prepares: Semaphore,
@@ -175,12 +184,27 @@ impl Shared {
         match call {
             DriverCall::Prepare(plan) => match self.prepare(&plan).await {
                 Ok(container_id) => DriverReport::Prepared { container_id },
-                Err(error) => failure(task, "prepare", &error),
+                Err(FileError::Withheld(Withheld::NotYet(reason))) => {
+                    tracing::debug!(%task, reason, "a task waits for a file");
+                    DriverReport::NotYet { reason }
+                }
+                Err(FileError::Withheld(Withheld::Refused(error))) => {
+                    tracing::warn!(%task, error, "a task cannot have a file");
+                    DriverReport::Rejected { error }
+                }
+                Err(FileError::Memory(error)) => {
+                    self.files.remove(task);
+                    failure(task, "prepare", &error)
+                }
             },
-            DriverCall::Start(task) => match self.start(task).await {
-                Ok(running) => DriverReport::Started(running),
-                Err(error) => failure(task, "start", &error),
-            },
+            DriverCall::Start(task) => {
+                let started = self.start(task).await;
+                self.files.remove(task);
+                match started {
+                    Ok(running) => DriverReport::Started(running),
+                    Err(error) => failure(task, "start", &error),
+                }
+            }
             DriverCall::Stop { task, grace } => {
                 let deadline = grace.saturating_add(self.deadlines.stop_extra);
                 match within(deadline, "stop", self.driver.stop(task)).await {
@@ -193,6 +217,7 @@ impl Shared {
             }
             DriverCall::Remove(task) => match within(self.deadlines.remove, "remove", self.driver.remove(task)).await {
                 Ok(()) | Err(DriverError::NoSuchTask(_)) => {
+                    self.files.remove(task);
                     if let Some(watched) = self.lock().watched.remove(&task) {
                         watched.cancelled.cancel();
                     }
@@ -203,9 +228,10 @@ impl Shared {
         }
     }
 
-    async fn prepare(&self, plan: &ContainerPlan) -> Result<String, DriverError> {
+    async fn prepare(&self, plan: &ContainerPlan) -> Result<String, FileError> {
+        let plan = self.files.provide(plan).await?;
         let _permit = self.prepares.acquire().await; // the semaphore is never closed
-        within(self.deadlines.prepare, "prepare", self.driver.prepare(plan)).await
+        Ok(within(self.deadlines.prepare, "prepare", self.driver.prepare(&plan)).await?)
     }
 
     async fn start(&self, task: TaskId) -> Result<Running, DriverError> {

@@ -15,9 +15,10 @@ use futures::stream::BoxStream;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{NodeId, TaskId, WallTime};
+use shoal_protocol::{Kind, NodeId, ObjectId, TaskId, WallTime};
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
@@ -39,7 +40,9 @@ mod gate;
 mod images;
 mod logs;
 mod names;
+mod networks;
 mod nodes;
+mod objects;
 mod query;
 mod services;
 mod swarm;
@@ -90,6 +93,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Writes an object through the holder of the registry lease and waits until it is durable.
     async fn write(&self, write: Write) -> Result<Written, WriteError>;
+
+    /// Seals the data of a new secret, to be written; refused on nodes that are no managers.
+    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError>;
+
+    /// Returns whether the data of a secret are these; refused on nodes that are no managers.
+    async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError>;
 
     /// Makes a new cluster of this node alone.
     async fn init(&self) -> Result<(), ApiError>;
@@ -171,6 +180,14 @@ fn routes() -> Router<Api> {
         .route("/services/{id}", get(services::inspect).delete(services::remove))
         .route("/services/{id}/update", post(services::update))
         .route("/services/{id}/logs", get(logs::of_service))
+        .merge(objects::routes(Kind::Secret))
+        .merge(objects::routes(Kind::Config))
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{id}/connect", post(networks::attach))
+        .route("/networks/{id}/disconnect", post(networks::attach))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(tasks::inspect))
         .route("/tasks/{id}/logs", get(logs::of_task))

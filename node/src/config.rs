@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Parser, ValueEnum};
-
-use crate::driver::embedded::subnet::Subnet;
+use shoal_protocol::subnet::Subnet;
 
 /// The port between nodes when none is named. Source: Docker Swarm.
 pub const PORT_DEFAULT: u16 = 2377;

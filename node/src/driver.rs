@@ -18,6 +18,7 @@ pub mod conformance;
 pub mod docker;
 pub mod embedded;
 pub mod fake;
+pub mod files;
 pub mod inventory;
 
 /// Why a driver could not do what it was asked. Every call may be retried.

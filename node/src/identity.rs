@@ -13,10 +13,12 @@ use zeroize::Zeroizing;
 mod cluster;
 mod credential;
 mod membership;
+mod seal;
 
 pub use cluster::{ClusterSecrets, create_cluster};
 pub use credential::{CREDENTIAL_DAYS, Credential, CredentialError, Root};
 pub use membership::{ManagerKey, Membership};
+pub use seal::{open_secret, seal_secret};
 
 /// Why an identity could not be made, opened or sealed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

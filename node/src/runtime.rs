@@ -26,8 +26,10 @@ use crate::ingress::metrics::IngressMetrics;
 pub mod backend;
 pub mod clock;
 pub mod command;
+mod files;
 mod finding;
 mod health;
+mod issuing;
 mod joining;
 pub mod machine;
 mod member;
@@ -272,6 +274,16 @@ impl Daemon {
             }
             Command::Tokens { reply } => {
                 let _ = reply.send(self.member.as_ref().map_or(Err(membership::no_cluster()), Member::tokens));
+            }
+            Command::Seal { id, data, reply } => {
+                let sealed =
+                    self.member.as_ref().map_or(Err(membership::no_cluster()), |member| member.seal(id, &data));
+                let _ = reply.send(sealed);
+            }
+            Command::Holds { id, data, reply } => {
+                let holds =
+                    self.member.as_ref().map_or(Err(membership::no_cluster()), |member| member.holds(id, &data));
+                let _ = reply.send(holds);
             }
             Command::Rotate { roles, version, reply } => match &mut self.member {
                 Some(member) => member.rotate(&roles, version, reply),

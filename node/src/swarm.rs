@@ -2,8 +2,8 @@
 //!
 //! Every connection begins with `/shoal/hello/1`, where both sides show a credential for the key that Noise has proved. Before
 //! that a connection can do nothing but ask to join (`/shoal/join/1`) and is closed when it does not get on with it. An
-//! admitted pair of nodes keeps one link: the control stream `/shoal/control/1`, and beside it streams for tunnels, API calls
-//! and renewals. This shell decides nothing about the cluster: who is a known member, who is banned and who may join is told
+//! admitted pair of nodes keeps one link: the control stream `/shoal/control/1`, and beside it streams for tunnels, API calls,
+//! renewals and secrets. This shell decides nothing about the cluster: who is a known member, who is banned and who may join is told
 //! by its owner.
 //!
 //! Members are redialled for ever. A link ends when its connection ends or when nothing was heard on it for four seconds.
@@ -20,10 +20,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use shoal_control::core::Withheld;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::token::{JoinSecret, Role, RoleGrant};
-use shoal_protocol::{NodeId, WallTime, codec};
+use shoal_protocol::{NodeId, ObjectId, TaskId, WallTime, codec};
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use crate::identity::{ManagerKey, Membership, NodeKey};
 
@@ -34,12 +36,14 @@ mod hello;
 mod join;
 mod limiter;
 mod link;
+mod secret;
 mod service;
 mod shared;
 mod stream;
 mod wire;
 
 pub use join::{DECISION_TIMEOUT, JoinError, RenewError};
+pub use secret::SecretError;
 pub use stream::PeerStream;
 
 use service::Command;
@@ -135,6 +139,17 @@ pub enum SwarmEvent {
         node: NodeId,
         /// What it says.
         granted: RoleGrant,
+    },
+    /// A linked node wants a secret for a task of its own; this node is a manager.
+    Secret {
+        /// Who, as the connection has proved.
+        from: NodeId,
+        /// For which task.
+        task: TaskId,
+        /// Which.
+        secret: ObjectId,
+        /// Where it, or the reason why it is withheld, goes.
+        reply: oneshot::Sender<Result<Zeroizing<Vec<u8>>, Withheld>>,
     },
     /// A linked node opened a tunnel.
     Tunnel {

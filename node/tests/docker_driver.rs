@@ -11,6 +11,7 @@ use shoal_control::task::{ContainerPlan, DriverCall, DriverReport, FoundState, N
 use shoal_node::agent::Agent;
 use shoal_node::driver::conformance::{self, TestImage, test_node};
 use shoal_node::driver::docker::{DockerConfig, DockerDriver};
+use shoal_node::driver::files::{KnownFiles, TaskFiles};
 use shoal_node::driver::{Driver, DriverError};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{ContainerSpec, PortConfig, PublishMode, TaskTemplate};
@@ -179,7 +180,8 @@ async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
     let task = plan.task;
 
     let (sender, mut reports) = mpsc::channel(8);
-    let agent = Agent::spawn(driver, sender);
+    let files = TaskFiles::new(node.id, Arc::new(KnownFiles::default()));
+    let agent = Agent::spawn(driver, files, sender);
     agent.call(task, DriverCall::Prepare(Box::new(plan)));
     agent.call(task, DriverCall::Start(task));
     let mut next = async || anyhow::Ok(tokio::time::timeout(CALL_MAX, reports.recv()).await?.context("no report")?.1);

@@ -91,6 +91,7 @@ impl Node {
             stop_signal: String::new(),
             stop_grace: PATIENCE,
             read_only: false,
+            files: Vec::new(),
             mounts: Vec::new(),
             limits: Limits::default(),
             host_ports: Vec::new(),

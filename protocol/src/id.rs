@@ -107,6 +107,8 @@ id_types! {
     ServiceId,
     /// One run of a slot on one node.
     TaskId,
+    /// A secret, a config or a network.
+    ObjectId,
 }
 
 impl NodeId {

@@ -8,9 +8,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::id::{NodeId, ServiceId, TaskId};
+use crate::id::{NodeId, ObjectId, ServiceId, TaskId};
 use crate::lease::LeaseId;
 use crate::message::BUCKETS;
+use crate::object::Kind;
 
 /// Bytes of the largest record body. Larger ones are refused when written and when received.
 pub const BODY_BYTES_MAX: usize = 512 * 1024;
@@ -60,6 +61,8 @@ pub enum Key {
     NodeStatus(NodeId),
     /// What a node says of a task it runs ([`crate::value::TaskReport`]).
     TaskStatus(NodeId, TaskId),
+    /// A secret, config or network ([`crate::object::Object`]).
+    Object(Kind, ObjectId),
 }
 
 impl Key {
@@ -73,14 +76,15 @@ impl Key {
             | Self::Node(_)
             | Self::Service(_)
             | Self::Progress(_)
-            | Self::Slot(..) => None,
+            | Self::Slot(..)
+            | Self::Object(..) => None,
         }
     }
 
     /// Returns whether a tombstone of this key is ever collected. Those of nodes are bans and stay.
     pub fn is_collectable(&self) -> bool {
         match self {
-            Self::Service(_) | Self::Progress(_) | Self::Slot(..) => true,
+            Self::Service(_) | Self::Progress(_) | Self::Slot(..) | Self::Object(..) => true,
             Self::Cluster
             | Self::Voters
             | Self::Claim(_)
@@ -217,6 +221,10 @@ impl Key {
             Self::Slot(service, SlotName::Node(node)) => push_ids(&mut bytes, 7, &[service.0, node.0]),
             Self::NodeStatus(node) => push_ids(&mut bytes, 8, &[node.0]),
             Self::TaskStatus(node, task) => push_ids(&mut bytes, 9, &[node.0, task.0]),
+            Self::Object(kind, id) => {
+                push_ids(&mut bytes, 10, &[id.0]);
+                bytes.push(kind.number());
+            }
         }
         bytes
     }
@@ -278,6 +286,19 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_an_object() {
+        let key = Key::Object(Kind::Config, ObjectId(7));
+        let mut want = vec![codec::VERSION, 9, 1];
+        want.extend(7u128.to_le_bytes());
+        assert_eq!(codec::encode(&key).unwrap(), want);
+        assert_eq!(codec::decode::<Key>(&want).unwrap(), key);
+        let mut want = vec![10];
+        want.extend(7u128.to_be_bytes());
+        want.push(1);
+        assert_eq!(key.canonical(), want);
+    }
+
+    #[test]
     fn every_part_of_a_record_counts_in_its_hash() {
         let base = Record { layer: Layer::Base, ..record() };
         let all = [
@@ -289,7 +310,9 @@ mod tests {
             Record { author: NodeId(8), ..base.clone() },
             Record { stamp: Stamp { seq: 301, ..base.stamp }, ..base.clone() },
             Record { key: Key::Slot(ServiceId(7), SlotName::Node(NodeId(3))), ..base.clone() },
-            Record { key: Key::Service(ServiceId(7)), ..base },
+            Record { key: Key::Service(ServiceId(7)), ..base.clone() },
+            Record { key: Key::Object(Kind::Secret, ObjectId(7)), ..base.clone() },
+            Record { key: Key::Object(Kind::Config, ObjectId(7)), ..base },
         ];
         assert_eq!(all.iter().map(Record::hash).collect::<BTreeSet<_>>().len(), all.len());
     }

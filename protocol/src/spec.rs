@@ -10,15 +10,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::token::Role;
 
 pub mod constraint;
+pub mod file;
 pub mod mount;
 mod proxy;
 mod transport;
 pub mod validate;
 
 pub use constraint::Constraint;
+pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
 pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use transport::{PublishedPort, Transport};
+pub(crate) use validate::validate_name;
 pub use validate::{SpecError, validate};
 
 /// Bytes of JSON in a spec at most.
@@ -78,8 +81,22 @@ pub struct TaskTemplate {
     /// Which nodes may run it.
     #[serde(deserialize_with = "null_as_default")]
     pub placement: Placement,
+    /// Networks that each task is attached to.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkAttachment>,
     /// Counted up by the user to replace tasks though nothing else changed.
     pub force_update: u64,
+}
+
+/// A network that tasks are attached to. Source: Docker Engine API v1.50, `NetworkAttachmentConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct NetworkAttachment {
+    /// Which, by its identifier.
+    pub target: String,
+    /// Further names of the tasks in it.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
 }
 
 /// A container. Empty texts and lists mean the image's own setting.
@@ -115,6 +132,12 @@ pub struct ContainerSpec {
     /// What is mounted into it.
     #[serde(deserialize_with = "null_as_default")]
     pub mounts: Vec<Mount>,
+    /// Secrets that it finds as files.
+    #[serde(deserialize_with = "null_as_default")]
+    pub secrets: Vec<SecretReference>,
+    /// Configs that it finds as files.
+    #[serde(deserialize_with = "null_as_default")]
+    pub configs: Vec<ConfigReference>,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, CodecError};
 use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
 use crate::lease::{LeaseId, VoterSet};
+use crate::object::Object;
 use crate::record::{Key, Record, SlotName};
 use crate::spec::PortConfig;
 use crate::task::TaskState;
@@ -43,6 +44,8 @@ pub enum Value {
     NodeStatus(NodeStatus),
     /// Of [`Key::TaskStatus`].
     TaskReport(TaskReport),
+    /// Of [`Key::Object`].
+    Object(Object),
 }
 
 /// Why a body could not be opened. The record is kept as it is.
@@ -83,6 +86,7 @@ impl Value {
             Key::Slot(..) => Self::Slot(codec::decode(body)?),
             Key::NodeStatus(_) => Self::NodeStatus(codec::decode(body)?),
             Key::TaskStatus(..) => Self::TaskReport(codec::decode(body)?),
+            Key::Object(..) => Self::Object(codec::decode(body)?),
         };
         value.check(key)?;
         Ok(value)
@@ -116,6 +120,7 @@ impl Value {
                 | (Self::Slot(_), Key::Slot(..))
                 | (Self::NodeStatus(_), Key::NodeStatus(_))
                 | (Self::TaskReport(_), Key::TaskStatus(..))
+                | (Self::Object(_), Key::Object(..))
         )
     }
 
@@ -131,6 +136,7 @@ impl Value {
             Self::Slot(value) => codec::encode(value),
             Self::NodeStatus(value) => codec::encode(value),
             Self::TaskReport(value) => codec::encode(value),
+            Self::Object(value) => codec::encode(value),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeId, ServiceId};
+use crate::id::{NodeId, ObjectId, ServiceId};
+use crate::object::Kind;
 use crate::token::Role;
 use crate::value::ClusterObject;
 
@@ -60,6 +61,54 @@ pub enum Write {
         /// The whole object; its index is the one that the caller read.
         cluster: ClusterObject,
     },
+    /// Creates a secret, config or network. The identifier is chosen by the caller.
+    CreateObject {
+        /// Of which kind.
+        kind: Kind,
+        /// New and random.
+        id: ObjectId,
+        /// JSON as the user sent it, without the data.
+        spec: String,
+        /// As in [`crate::object::Object::data`]: what is secret is sealed before it comes here.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// Replaces the labels of a secret or config.
+    UpdateObject {
+        /// Of which kind.
+        kind: Kind,
+        /// Which.
+        id: ObjectId,
+        /// The index that the caller read.
+        version: u64,
+        /// JSON as the user sent it, without the data.
+        spec: String,
+    },
+    /// Removes a secret, config or network that no service uses.
+    RemoveObject {
+        /// Of which kind.
+        kind: Kind,
+        /// Which.
+        id: ObjectId,
+    },
+}
+
+impl Write {
+    /// Returns how many bytes the user's part of it has, as far as it matters for how much may wait.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::CreateService { spec, .. }
+            | Self::UpdateService { spec, .. }
+            | Self::UpdateNode { spec, .. }
+            | Self::UpdateObject { spec, .. } => spec.len(),
+            Self::CreateObject { spec, data, .. } => spec.len() + data.len(),
+            Self::UpdateCluster { cluster } => cluster.sealed.len() + cluster.root_pem.len(),
+            Self::RemoveService { .. }
+            | Self::AdmitNode { .. }
+            | Self::RemoveNode { .. }
+            | Self::RemoveObject { .. } => 0,
+        }
+    }
 }
 
 /// What an accepted write did.

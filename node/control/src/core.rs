@@ -35,6 +35,7 @@ mod local;
 mod messages;
 mod news;
 mod outbox;
+mod release;
 mod repair;
 mod requests;
 mod roles;
@@ -46,6 +47,7 @@ mod yielding;
 
 pub use event::{Action, Event, PersistBatch, RequestId};
 pub use news::News;
+pub use release::Withheld;
 
 /// How often time-driven decisions are looked at when nothing happens.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -369,7 +371,7 @@ fn capacity(status: &NodeStatus) -> Reservations {
 /// Returns the lease under which a record is written, if any.
 fn lease_of(key: &Key) -> Option<LeaseId> {
     match *key {
-        Key::Cluster | Key::Node(_) | Key::Service(_) => Some(LeaseId::REGISTRY),
+        Key::Cluster | Key::Node(_) | Key::Service(_) | Key::Object(..) => Some(LeaseId::REGISTRY),
         Key::Progress(service) | Key::Slot(service, _) => Some(LeaseId::of_service(service)),
         // Its own stamp says under which epoch, and a voter set has an order of its own.
         Key::Claim(_) | Key::Voters | Key::NodeStatus(_) | Key::TaskStatus(..) => None,

@@ -284,7 +284,7 @@ impl Store {
             Key::TaskStatus(node, task) => self.is_assigned(node, task),
             Key::NodeStatus(node) => self.is_listed(node),
             Key::Cluster | Key::Voters | Key::Claim(_) | Key::Node(_) => true,
-            Key::Service(_) | Key::Progress(_) | Key::Slot(..) => {
+            Key::Service(_) | Key::Progress(_) | Key::Slot(..) | Key::Object(..) => {
                 self.entries.get(key).is_none_or(|entry| entry.registers.removed() != Some(Removed::Collected))
             }
         }

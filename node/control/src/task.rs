@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{Limits, Mount, PortConfig};
-use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
+use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId, TaskId, WallTime};
 
 pub use agent::{Agent, AgentAction, NodeIdentity, Wanted};
 
@@ -59,10 +59,32 @@ pub struct ContainerPlan {
     /// What is mounted, paths cleaned.
     #[serde(default)] // plans that an earlier version wrote have none
     pub mounts: Vec<Mount>,
+    /// Secrets and configs that it finds as files. Whoever calls the driver fetches them and adds them to the mounts.
+    #[serde(default)]
+    pub files: Vec<PlannedFile>,
     /// What it may use.
     pub limits: Limits,
     /// Ports to publish on this node alone (`mode=host`).
     pub host_ports: Vec<PortConfig>,
+}
+
+/// A secret or config that a container finds as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// Secret or config.
+    pub kind: Kind,
+    /// Which.
+    pub id: ObjectId,
+    /// Its name, for messages.
+    pub name: String,
+    /// Where it is in the container, absolute and cleaned.
+    pub path: String,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its permission bits.
+    pub mode: u32,
 }
 
 /// What the agent asks a driver to do. Calls for one task are made one after another, in order.
@@ -104,6 +126,11 @@ pub enum DriverReport {
     Prepared {
         /// The driver's identifier of the container.
         container_id: String,
+    },
+    /// The call to prepare could not be made: something that the task needs cannot be had at present. It is to be made again.
+    NotYet {
+        /// For people.
+        reason: String,
     },
     /// The call failed: the node cannot run this task (image missing, port taken); another may.
     Rejected {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use shoal_control::task::plan::container_plan;
-use shoal_control::task::{NodeIdentity, Wanted};
+use shoal_control::task::{NodeIdentity, PlannedFile, Wanted};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{ContainerSpec, TaskTemplate};
 use shoal_protocol::{ServiceId, TaskState};
@@ -10,6 +10,7 @@ use super::*;
 use crate::driver::Capacity;
 use crate::driver::conformance::test_node;
 use crate::driver::fake::{FakeCall, FakeDriver};
+use crate::driver::files::KnownFiles;
 
 const SOON: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(10);
@@ -33,11 +34,17 @@ impl Bench {
 
     fn with_deadlines(driver: FakeDriver, deadlines: Deadlines) -> Self {
         let (sender, reports) = mpsc::channel(1);
-        let agent = Agent::spawn_with(Arc::new(driver.clone()), sender, deadlines);
+        let files = TaskFiles::new(test_node().id, Arc::new(KnownFiles::default()));
+        let agent = Agent::spawn_with(Arc::new(driver.clone()), files, sender, deadlines);
         Self { node: test_node(), driver, agent, reports }
     }
 
     fn prepare(&self, task: TaskId, image: &str) {
+        let plan = self.plan(task, image);
+        self.agent.call(task, DriverCall::Prepare(Box::new(plan)));
+    }
+
+    fn plan(&self, task: TaskId, image: &str) -> ContainerPlan {
         let template = TaskTemplate {
             container_spec: ContainerSpec {
                 image: image.to_owned(),
@@ -55,8 +62,7 @@ impl Bench {
             ports: Vec::new(),
             fenced: false,
         };
-        let plan = container_plan(task, &wanted, &template, &self.node);
-        self.agent.call(task, DriverCall::Prepare(Box::new(plan)));
+        container_plan(task, &wanted, &template, &self.node)
     }
 
     async fn next(&mut self) -> (TaskId, DriverReport) {
@@ -72,6 +78,7 @@ impl Bench {
 fn kind(report: &DriverReport) -> String {
     match report {
         DriverReport::Prepared { .. } => "prepared".to_owned(),
+        DriverReport::NotYet { reason } => format!("not yet: {reason}"),
         DriverReport::Rejected { error } => format!("rejected: {error}"),
         DriverReport::Failed { error } => format!("failed: {error}"),
         DriverReport::Started(_) => "started".to_owned(),
@@ -232,4 +239,38 @@ async fn failed_stops_are_reported_as_failures() {
     bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
     bench.expect("exited 137").await;
     bench.expect("stopped").await;
+}
+
+#[tokio::test]
+async fn a_task_whose_file_cannot_be_had_is_not_prepared() {
+    struct Withholding(Withheld);
+    #[async_trait::async_trait]
+    impl crate::driver::files::FileSource for Withholding {
+        async fn content(&self, _: TaskId, _: &PlannedFile) -> Result<zeroize::Zeroizing<Vec<u8>>, Withheld> {
+            Err(self.0.clone())
+        }
+    }
+    for (withheld, want) in [
+        (Withheld::NotYet("no manager is connected".to_owned()), "not yet: secret sec1: no manager is connected"),
+        (Withheld::Refused("it was removed".to_owned()), "rejected: secret sec1: it was removed"),
+    ] {
+        let driver = FakeDriver::new("test-node", Capacity { nano_cpus: 1, memory_bytes: 1 });
+        let (sender, reports) = mpsc::channel(1);
+        let files = TaskFiles::new(test_node().id, Arc::new(Withholding(withheld)));
+        let agent = Agent::spawn(Arc::new(driver.clone()), files, sender);
+        let mut bench = Bench { node: test_node(), driver, agent, reports };
+        let mut plan = bench.plan(TaskId(1), "fake/web");
+        plan.files = vec![PlannedFile {
+            kind: shoal_protocol::Kind::Secret,
+            id: shoal_protocol::ObjectId(1),
+            name: "sec1".to_owned(),
+            path: "/run/secrets/sec1".to_owned(),
+            uid: 0,
+            gid: 0,
+            mode: 0o444,
+        }];
+        bench.agent.call(TaskId(1), DriverCall::Prepare(Box::new(plan)));
+        bench.expect(want).await;
+        assert!(bench.driver.list().await.unwrap().is_empty());
+    }
 }

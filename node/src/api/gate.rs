@@ -57,8 +57,12 @@ pub(super) async fn pass(State(api): State<Api>, mut request: Request, next: Nex
 /// Returns the engine if a request is for it; `uri` has no version.
 fn engine_for(api: &Api, request: &Request, uri: &Uri) -> Result<Option<Arc<Engine>>, ApiError> {
     let Some(engine) = api.backend.engine() else { return Ok(None) };
-    if request.extensions().get::<FromPeer>().is_some() || owner(request.method(), uri.path())? == Owner::Cluster {
+    if request.extensions().get::<FromPeer>().is_some() {
         return Ok(None);
+    }
+    match owner(request.method(), uri.path())? {
+        Owner::Cluster | Owner::Both => return Ok(None),
+        Owner::Engine => {}
     }
     let loads = uri.path() == "/images/load";
     let loads_on_all = loads && Query::<LoadQuery>::try_from_uri(uri).is_ok_and(|Query(query)| query.on_all());

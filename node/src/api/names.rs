@@ -1,8 +1,8 @@
 //! From what a user typed to one object, or the refusal that Docker's clients know.
 
-use shoal_protocol::NodeId;
+use shoal_protocol::{Kind, NodeId};
 
-use super::snapshot::{NodeView, Pick, PickTasks, ServiceView, TaskView, Want};
+use super::snapshot::{NodeView, ObjectView, Pick, PickTasks, ServiceView, TaskView, Want};
 use super::{Api, ApiError, Snapshot};
 
 impl Api {
@@ -20,6 +20,12 @@ impl Api {
         let mut snapshot = self.backend.snapshot(want).await?;
         let found = std::mem::take(&mut snapshot.nodes);
         one("node", name, found).map(|node| (snapshot, node))
+    }
+
+    /// Returns the one object of a kind that `name` means.
+    pub(super) async fn object(&self, kind: Kind, name: &str) -> Result<ObjectView, ApiError> {
+        let want = Want { objects: Some((kind, Pick::Named(vec![name.to_owned()]))), ..Want::default() };
+        one(kind.name(), name, self.backend.snapshot(want).await?.objects)
     }
 
     /// Returns the one task whose identifier begins with `name`, and which node this is.

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_control::store::Store;
+use shoal_protocol::codec;
+use shoal_protocol::object::network::{self, NetworkState};
+use shoal_protocol::object::{Kind, ObjectHead};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{Slot, SlotTask};
-use shoal_protocol::{NodeId, ServiceId, TaskState};
+use shoal_protocol::{NodeId, ObjectId, ServiceId, TaskState};
 
 use super::snapshot::{
-    Counts, NodeState, NodeView, Pick, PickTasks, ServiceView, Snapshot, TaskView, Want, effective_state, find_all,
-    task_fits,
+    Counts, NodeState, NodeView, ObjectView, Pick, PickTasks, ServiceView, Snapshot, TaskView, Want, effective_state,
+    find_all, task_fits,
 };
 
 /// What a node knows beside its document.
@@ -50,6 +53,7 @@ impl Source<'_> {
             services: services.collect(),
             tasks,
             states: if want.states { self.states() } else { BTreeMap::new() },
+            objects: want.objects.as_ref().map_or_else(Vec::new, |(kind, pick)| self.objects(*kind, pick)),
         }
     }
 
@@ -86,6 +90,40 @@ impl Source<'_> {
                 find_all(names, &all)
             }
         }
+    }
+
+    fn objects(&self, kind: Kind, pick: &Pick) -> Vec<ObjectView> {
+        let ingress = self.ingress().filter(|_| kind == Kind::Network);
+        let all = self.store.objects(kind).map(|(id, head, _)| (id, head.name.as_str()));
+        let all: Vec<(ObjectId, &str)> = all.chain(ingress.as_ref().map(|view| (view.id, network::INGRESS))).collect();
+        let picked: BTreeSet<ObjectId> = match pick {
+            Pick::None => BTreeSet::new(),
+            Pick::All => all.into_iter().map(|(id, _)| id).collect(),
+            Pick::Named(names) => find_all(names, &all),
+        };
+        let view = |id| match kind {
+            Kind::Network if ingress.as_ref().is_some_and(|view| view.id == id) => ingress.clone(),
+            Kind::Secret => Some(ObjectView { id, head: self.store.object(kind, id)?.clone(), data: Vec::new() }),
+            Kind::Config | Kind::Network => {
+                let object = self.store.object_with_data(kind, id)?;
+                Some(ObjectView { id, head: object.head, data: object.data })
+            }
+        };
+        picked.into_iter().filter_map(view).collect()
+    }
+
+    /// The network of published ports, which every cluster has and nobody has made.
+    fn ingress(&self) -> Option<ObjectView> {
+        let cluster = self.store.cluster()?;
+        let state = NetworkState { blocks: vec![network::ingress_block()] };
+        let head = ObjectHead {
+            index: 1,
+            created: cluster.created,
+            updated: cluster.created,
+            name: network::INGRESS.to_owned(),
+            spec: String::new(),
+        };
+        Some(ObjectView { id: network::ingress_id(cluster.id), head, data: codec::encode(&state).ok()? })
     }
 
     fn node(&self, id: NodeId) -> Option<NodeView> {

@@ -4,13 +4,17 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 mod container;
+mod network;
 mod node;
+mod object;
 mod service;
 mod swarm;
 mod task;
 
 pub use container::{container, container_state, container_summary, image, image_summary, volume};
+pub use network::network;
 pub use node::node;
+pub use object::file;
 pub use service::{Extras, service, update_state};
 pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};
 pub use task::task;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_protocol::write::Write;
-use shoal_protocol::{NodeId, ServiceId};
+use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId};
 use tokio::time::Instant;
 
 use super::filters::Filters;
@@ -88,6 +88,7 @@ pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(Stat
         value["Name"] = json!(made_up_name(id));
         value.to_string()
     };
+    let spec = api.with_network_ids(spec).await?;
     let written = api.backend.write(Write::CreateService { id, spec }).await?;
     api.wait_for_service(id, written.index).await;
     let mut answer = json!({"ID": id});
@@ -112,7 +113,8 @@ pub(super) async fn update(
     };
     let (spec, _) = query::object(&body)?;
     let (_, service) = api.service(&name, false).await?;
-    let write = Write::UpdateService { id: service.id, version, spec: spec.to_owned(), rollback };
+    let spec = api.with_network_ids(spec.to_owned()).await?;
+    let write = Write::UpdateService { id: service.id, version, spec, rollback };
     let written = api.backend.write(write).await?;
     api.wait_for_service(service.id, written.index).await;
     let warnings = if written.warnings.is_empty() { Value::Null } else { json!(written.warnings) };
@@ -140,6 +142,12 @@ impl Api {
     pub(super) async fn wait_for_node(&self, id: NodeId, index: u64) {
         let want = Want { nodes: Pick::Named(vec![id.to_string()]), ..Want::default() };
         self.wait_for(want, index, |snapshot| snapshot.nodes.first().map(|node| node.object.index)).await;
+    }
+
+    /// The same for a secret, config or network.
+    pub(super) async fn wait_for_object(&self, kind: Kind, id: ObjectId, index: u64) {
+        let want = Want { objects: Some((kind, Pick::Named(vec![id.to_string()]))), ..Want::default() };
+        self.wait_for(want, index, |snapshot| snapshot.objects.first().map(|object| object.head.index)).await;
     }
 
     async fn wait_for(&self, want: Want, index: u64, index_of: impl Fn(&super::Snapshot) -> Option<u64>) {

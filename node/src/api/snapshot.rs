@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use shoal_protocol::object::network::INGRESS;
+use shoal_protocol::object::{Kind, ObjectHead};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{NodeSpec, ServiceSpec};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{ClusterObject, NodeObject, NodeStatus, Progress, ServiceObject, SlotTask, TaskReport};
-use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState, WallTime};
+use shoal_protocol::{NodeId, ObjectId, ServiceId, TaskId, TaskState, WallTime};
 
 /// Which objects of one kind a request needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Want {
     pub tasks: PickTasks,
     /// Whether all tasks are counted by their state.
     pub states: bool,
+    /// Secrets, configs or networks.
+    pub objects: Option<(Kind, Pick)>,
 }
 
 /// An answer to [`Want`].
@@ -70,6 +74,8 @@ pub struct Snapshot {
     pub tasks: Vec<TaskView>,
     /// How many tasks there are in each state, if they were to be counted.
     pub states: BTreeMap<TaskState, u64>,
+    /// The wanted secrets, configs or networks, by identifier.
+    pub objects: Vec<ObjectView>,
 }
 
 /// Whether a node is there.
@@ -138,6 +144,25 @@ pub struct ServiceView {
     pub progress: Option<Progress>,
     /// Its tasks, if they were to be counted.
     pub counts: Counts,
+}
+
+/// A secret, config or network.
+#[derive(Debug, Clone)]
+pub struct ObjectView {
+    /// Which.
+    pub id: ObjectId,
+    /// Everything but its data.
+    pub head: ObjectHead,
+    /// Its data, of which a secret's are never here.
+    pub data: Vec<u8>,
+}
+
+impl ObjectView {
+    /// Returns whether it is the network of published ports.
+    pub fn is_ingress(&self) -> bool {
+        // Of those that users make none can be called so.
+        self.head.name == INGRESS && self.head.spec.is_empty()
+    }
 }
 
 /// How many tasks a service has.

@@ -15,8 +15,10 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use shoal_control::core::registry;
 use shoal_control::store::Store;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::object;
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::PortConfig;
 use shoal_protocol::token::Role;
@@ -24,9 +26,10 @@ use shoal_protocol::value::{
     self, ClusterObject, NodeObject, NodeStatus, Progress, ServiceObject, Slot, SlotTask, TaskReport, UpdateState,
 };
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{ClusterId, Key, NodeId, ServiceId, Stamp, TaskId, TaskState, WallTime};
+use shoal_protocol::{ClusterId, Key, Kind, NodeId, ObjectId, ServiceId, Stamp, TaskId, TaskState, WallTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
+use zeroize::Zeroizing;
 
 use super::listen::Socket;
 use super::read::Source;
@@ -39,6 +42,8 @@ use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 mod containers;
 mod engine;
 mod events;
+mod networks;
+mod objects;
 mod reads;
 mod writes;
 
@@ -229,6 +234,7 @@ impl Backend for Fake {
             return Err(error);
         }
         let mut store = self.store.lock().unwrap();
+        let mut warnings = Vec::new();
         let index = match &write {
             Write::CreateService { id, spec } => {
                 service(&mut store, *id, spec, 1);
@@ -238,10 +244,29 @@ impl Backend for Fake {
                 service(&mut store, *id, spec, version + 1);
                 version + 1
             }
+            Write::CreateObject { .. } | Write::UpdateObject { .. } | Write::RemoveObject { .. } => {
+                let decision = registry::decide(&write, &store, |_| false, WallTime(7_000_000_000))?;
+                for (key, value) in decision.changes {
+                    let stamp = Stamp { lineage: 0, epoch: 1, seq: store.stamp(&key).map_or(1, |stamp| stamp.seq + 1) };
+                    store.put(key, stamp, ME, value.as_ref()).unwrap();
+                }
+                warnings = decision.written.warnings;
+                decision.written.index
+            }
             _ => 0,
         };
         self.writes.lock().unwrap().push(write);
-        Ok(Written { index, warnings: Vec::new() })
+        Ok(Written { index, warnings })
+    }
+
+    async fn seal(&self, _: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError> {
+        // As hard to read as it takes to see that it was done.
+        Ok([&[0; object::SEAL_BYTES], data.iter().map(|byte| byte ^ 0x55).collect::<Vec<_>>().as_slice()].concat())
+    }
+
+    async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError> {
+        let stored = self.store.lock().unwrap().object_with_data(Kind::Secret, id).unwrap().data;
+        Ok(stored == self.seal(id, data).await?)
     }
 
     async fn init(&self) -> Result<(), ApiError> {

@@ -10,15 +10,15 @@ const DOCKER: [(&str, &str); 19] = [
     ("auth", "registry login"),
     ("build", "image build"),
     ("commit", "commit"),
-    ("configs", "config"),
+    ("configs", "this operation on configs"),
     ("containers", "this operation on containers"),
     ("exec", "exec"),
     ("grpc", "grpc"),
     ("images", "this operation on images"),
-    ("networks", "network"),
+    ("networks", "this operation on networks"),
     ("nodes", "this operation on nodes"),
     ("plugins", "plugin"),
-    ("secrets", "secret"),
+    ("secrets", "this operation on secrets"),
     ("services", "this operation on services"),
     ("session", "session"),
     ("swarm", "this operation on the swarm"),
@@ -30,12 +30,6 @@ const DOCKER: [(&str, &str); 19] = [
 
 /// Answers what no other handler does.
 pub(super) async fn fallback(method: Method, uri: Uri) -> ApiError {
-    // There is none, and clients that look for something of any kind have to go on.
-    if let Some(name) =
-        uri.path().strip_prefix("/networks/").filter(|name| method == Method::GET && !name.contains('/'))
-    {
-        return ApiError::not_found("network", name);
-    }
     let first = uri.path().split('/').nth(1).unwrap_or_default();
     match DOCKER.iter().find(|(part, _)| *part == first) {
         Some((_, what)) => {

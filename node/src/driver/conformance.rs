@@ -20,6 +20,7 @@ use super::{Driver, DriverError, LogLine, LogQuery, LogStream};
 
 pub use image::TestImage;
 
+mod files;
 mod image;
 mod mounts;
 
@@ -63,13 +64,14 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
 }
 
 /// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there,
-/// mounts.
+/// mounts, secrets and configs.
 pub async fn run_isolated(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) -> anyhow::Result<()> {
     let suite = Suite { driver, node, image };
     suite.images().await.context("images")?;
     suite.settings().await.context("settings")?;
     suite.missing_program().await.context("a missing program")?;
     suite.mounts().await.context("mounts")?;
+    suite.files().await.context("secrets and configs")?;
     suite.leftovers().await.context("what is left")
 }
 

@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
+use shoal_protocol::subnet::Subnet;
 use shoal_protocol::{ClusterId, NodeId, TaskId};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -31,7 +32,7 @@ use tokio::time::timeout;
 use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
 use self::images::{ARCHIVE_BYTES_MAX, ImageError, ImageStore};
 use self::network::Network;
-use self::subnet::{Addresses, Subnet};
+use self::subnet::Addresses;
 use super::inventory::Inventory;
 use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
 

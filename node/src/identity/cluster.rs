@@ -1,16 +1,12 @@
 //! The cluster's secrets: the root's key and the join secrets, sealed with the key that only managers have.
 
-use chacha20poly1305::aead::{Aead, Payload};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use serde::{Deserialize, Serialize};
 use shoal_protocol::token::{JoinSecret, JoinToken, Role, RoleGrant};
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{IdentityError, ManagerKey, Membership, NodeKey, Root, random};
-
-const NONCE_BYTES: usize = 24;
+use super::{IdentityError, ManagerKey, Membership, NodeKey, Root, random, seal};
 
 /// What `ClusterObject::sealed` holds. Dropping it erases the root's key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -28,25 +24,14 @@ pub struct ClusterSecrets {
 impl ClusterSecrets {
     /// Opens what was sealed with `key` for `cluster`.
     pub fn open(sealed: &[u8], key: &ManagerKey, cluster: ClusterId) -> Result<Self, IdentityError> {
-        let (nonce, ciphertext) = sealed.split_at_checked(NONCE_BYTES).ok_or(IdentityError::Sealed)?;
-        let payload = Payload { msg: ciphertext, aad: &associated_data(cluster) };
-        let plain = Zeroizing::new(
-            XChaCha20Poly1305::new((&key.0).into())
-                .decrypt(XNonce::from_slice(nonce), payload)
-                .map_err(|_| IdentityError::Sealed)?,
-        );
+        let plain = seal::open(key, &associated_data(cluster), sealed)?;
         codec::decode(&plain).map_err(|_| IdentityError::Sealed)
     }
 
-    /// Seals it with `key` for `cluster`. The nonce is random: at 192 bits repeats need not be feared.
+    /// Seals it with `key` for `cluster`.
     pub fn seal(&self, key: &ManagerKey, cluster: ClusterId) -> Result<Vec<u8>, IdentityError> {
         let plain = Zeroizing::new(codec::encode(self).map_err(|_| IdentityError::Sealed)?);
-        let nonce = random::<NONCE_BYTES>()?;
-        let payload = Payload { msg: &plain, aad: &associated_data(cluster) };
-        let ciphertext = XChaCha20Poly1305::new((&key.0).into())
-            .encrypt(XNonce::from_slice(&nonce), payload)
-            .map_err(|_| IdentityError::Sealed)?;
-        Ok([nonce.as_slice(), &ciphertext].concat())
+        seal::seal(key, &associated_data(cluster), &plain)
     }
 
     /// Returns the join token for a role.

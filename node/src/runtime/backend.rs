@@ -16,9 +16,10 @@ use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{NodeId, Now, TaskId, WallTime};
+use shoal_protocol::{NodeId, Now, ObjectId, TaskId, WallTime};
 use tokio::io::AsyncRead;
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 use super::command::{Command, Loop, LoopEnded, MembershipError};
 use super::shells::Shells;
@@ -172,6 +173,14 @@ impl Backend for NodeBackend {
 
     async fn write(&self, write: Write) -> Result<Written, WriteError> {
         self.event_loop.ask(|reply| Command::Write { write, reply }).await.map_err(write_ended)?
+    }
+
+    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError> {
+        self.event_loop.ask(|reply| Command::Seal { id, data, reply }).await.map_err(write_ended)?
+    }
+
+    async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError> {
+        self.event_loop.ask(|reply| Command::Holds { id, data, reply }).await.map_err(write_ended)?
     }
 
     async fn init(&self) -> Result<(), ApiError> {

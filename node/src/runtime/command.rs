@@ -1,10 +1,11 @@
 //! How the API and other tasks of the daemon reach the event loop.
 
 use shoal_control::core::Control;
-use shoal_protocol::Now;
 use shoal_protocol::token::Role;
 use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::{Now, ObjectId};
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::shells::Shells;
 
@@ -55,6 +56,24 @@ pub enum Command {
     Tokens {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Tokens, WriteError>>,
+    },
+    /// Seals the data of a new secret.
+    Seal {
+        /// The secret's identifier.
+        id: ObjectId,
+        /// What is to be sealed.
+        data: Zeroizing<Vec<u8>>,
+        /// Where it goes.
+        reply: oneshot::Sender<Result<Vec<u8>, WriteError>>,
+    },
+    /// Compares the data of a secret.
+    Holds {
+        /// Which secret.
+        id: ObjectId,
+        /// With what.
+        data: Zeroizing<Vec<u8>>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<bool, WriteError>>,
     },
     /// Replaces the token of a role.
     Rotate {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
 use shoal_control::discovery;
-use shoal_control::renewal::Source;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::spec::{PublishedPort, Transport};
@@ -16,18 +15,18 @@ use shoal_protocol::{NodeId, TaskId, Time};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
-use super::command::Tokens;
+use super::files::FileAsk;
 use super::finding::Finder;
 use super::health::HealthMetrics;
-use super::renewing::{Issuer, Outcome, Renewing};
+use super::renewing::{Outcome, Renewing};
 use super::reporting::Reporter;
 use super::shells::Shells;
 use crate::agent::AgentHandle;
 use crate::disk::KnownPeer;
 use crate::gossip::{Gossip, GossipEvent, Membership as _};
-use crate::identity::{ClusterSecrets, Membership};
+use crate::identity::Membership;
 use crate::ingress::IngressHandle;
-use crate::swarm::{JOIN_PEERS_MAX, JoinRefusal, JoinReply, JoinRequest, Priority, Renewed, SwarmEvent, SwarmHandle};
+use crate::swarm::{JoinRefusal, JoinReply, JoinRequest, Priority, SwarmEvent, SwarmHandle};
 
 /// How long a probe over a fresh connection may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
@@ -46,6 +45,8 @@ pub(super) enum Happening {
     Gossip(GossipEvent),
     /// Somebody calls on the local link in the name of a node.
     Heard(NodeId, SocketAddr),
+    /// A task of this node needs a secret or config.
+    File(FileAsk),
     /// An attempt to renew this node's credential ended.
     Renewed(Box<Outcome>),
     PortErrors,
@@ -89,6 +90,7 @@ pub(super) struct Member {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) swarm_events: mpsc::Receiver<SwarmEvent>,
     pub(super) driver_reports: mpsc::Receiver<(TaskId, DriverReport)>,
+    pub(super) file_asks: mpsc::Receiver<FileAsk>,
     pub(super) gossip_events: mpsc::Receiver<GossipEvent>,
     pub(super) port_errors: watch::Receiver<BTreeMap<PublishedPort, String>>,
     pub(super) waiting: BTreeMap<RequestId, Waiting>,
@@ -119,6 +121,7 @@ impl Member {
             report = self.driver_reports.recv() => {
                 report.map_or(Happening::Ended("agent"), |(task, report)| Happening::Driver(task, report))
             }
+            Some(ask) = self.file_asks.recv() => Happening::File(ask),
             event = self.gossip_events.recv() => event.map_or(Happening::Ended("gossip"), Happening::Gossip),
             (node, address) = self.finder.next() => Happening::Heard(node, address),
             renewed = self.renewing.next() => Happening::Renewed(Box::new(renewed)),
@@ -145,6 +148,7 @@ impl Member {
             Happening::Driver(task, report) => self.handle(Event::Driver { task, report }),
             Happening::Gossip(event) => self.gossip_event(event),
             Happening::Heard(node, address) => self.find(discovery::Event::Heard { node, address }),
+            Happening::File(ask) => self.answer_file(ask),
             Happening::Renewed(renewed) => {
                 if let Some(membership) = self.renewing.ended(*renewed, clock::now().time) {
                     let granted = membership.granted;
@@ -194,6 +198,13 @@ impl Member {
                 if self.control.peers().contains_key(&node) {
                     self.handle(Event::PeerUp { node, granted });
                 }
+            }
+            SwarmEvent::Secret { from, task, secret, reply } => {
+                let given = self.secret_for(from, task, secret);
+                if let Err(reason) = &given {
+                    tracing::debug!(node = %from, %task, %secret, %reason, "withheld a secret");
+                }
+                let _ = reply.send(given);
             }
             SwarmEvent::Tunnel { from, stream } => {
                 let ingress = self.ingress.clone();
@@ -261,117 +272,10 @@ impl Member {
         self.request(write, Waiting::Api(reply));
     }
 
-    fn request(&mut self, write: Write, waiting: Waiting) {
+    pub(super) fn request(&mut self, write: Write, waiting: Waiting) {
         self.last_request += 1;
         self.waiting.insert(self.last_request, waiting);
         self.handle(Event::Request { request: self.last_request, write });
-    }
-
-    fn secrets(&self) -> Result<(ClusterSecrets, crate::identity::Root), WriteError> {
-        let not_manager = || WriteError::NotManager { managers: self.control.manager_addresses() };
-        let key = self.membership.manager_key.as_ref().ok_or_else(not_manager)?;
-        let cluster = self
-            .control
-            .store()
-            .cluster()
-            .ok_or_else(|| WriteError::NoQuorum("this node has not heard from another manager yet".to_owned()))?;
-        let open = || {
-            let root = self.membership.root()?;
-            Ok::<_, crate::identity::IdentityError>((ClusterSecrets::open(&cluster.sealed, key, cluster.id)?, root))
-        };
-        open().map_err(|error| WriteError::Storage(error.to_string()))
-    }
-
-    /// Returns both join tokens.
-    pub(super) fn tokens(&self) -> Result<Tokens, WriteError> {
-        let (secrets, root) = self.secrets()?;
-        let token = |role| secrets.token(&root, role).to_string();
-        Ok(Tokens { worker: token(Role::Worker), manager: token(Role::Manager) })
-    }
-
-    /// Replaces the join tokens of some roles.
-    pub(super) fn rotate(&mut self, roles: &[Role], version: u64, reply: oneshot::Sender<Result<Written, WriteError>>) {
-        match self.rotated(roles, version) {
-            Ok(cluster) => self.write(Write::UpdateCluster { cluster }, reply),
-            Err(error) => {
-                let _ = reply.send(Err(error));
-            }
-        }
-    }
-
-    fn rotated(&self, roles: &[Role], version: u64) -> Result<shoal_protocol::value::ClusterObject, WriteError> {
-        let (mut secrets, _) = self.secrets()?;
-        let failed = |error: crate::identity::IdentityError| WriteError::Storage(error.to_string());
-        for role in roles {
-            secrets.rotate(*role).map_err(failed)?;
-        }
-        let mut cluster = self.control.store().cluster().cloned().ok_or_else(super::membership::no_cluster)?;
-        let key = self.membership.manager_key.as_ref().ok_or_else(super::membership::no_cluster)?;
-        cluster.index = version;
-        cluster.sealed = secrets.seal(key, cluster.id).map_err(failed)?;
-        Ok(cluster)
-    }
-
-    /// A node wants to join: the secret says in which role, the cluster has to write it down first.
-    fn join_request(&mut self, request: JoinRequest, reply: oneshot::Sender<Result<JoinReply, JoinRefusal>>) {
-        let role = match self.secrets() {
-            Ok((secrets, _)) => secrets.role_of(&request.secret).ok_or(JoinRefusal::InvalidToken),
-            Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
-        };
-        match role {
-            Ok(_) if self.control.store().is_banned(request.node) => {
-                let _ = reply.send(Err(JoinRefusal::Banned));
-            }
-            Ok(role) => {
-                let write = Write::AdmitNode { id: request.node, role };
-                self.request(write, Waiting::Join { request, role, reply });
-            }
-            Err(refusal) => {
-                tracing::warn!(node = %request.node, source = %request.source, %refusal, "refused a node that wants to join");
-                let _ = reply.send(Err(refusal));
-            }
-        }
-    }
-
-    fn admitted(&self, request: &JoinRequest, granted: RoleGrant) -> Result<JoinReply, JoinRefusal> {
-        let unavailable = |error: String| JoinRefusal::Unavailable(error);
-        let (secrets, root) = self.secrets().map_err(|error| unavailable(error.to_string()))?;
-        let credential = secrets
-            .issue(&root, &request.public_key, granted, clock::now().wall)
-            .map_err(|error| unavailable(error.to_string()))?;
-        let manager_key = self.membership.manager_key.clone().filter(|_| granted.role == Role::Manager);
-        let membership = Membership { root_pem: root.pem().to_owned(), credential, granted, manager_key };
-        let own = (self.control.me(), self.swarm.advertise_address());
-        let others = self.swarm.peers().into_iter().map(|peer| (peer.node, peer.address));
-        let peers = std::iter::once(own).chain(others).take(JOIN_PEERS_MAX).collect();
-        Ok(JoinReply { membership, peers })
-    }
-
-    /// Renews this node's own credential if it is time to.
-    fn renew_if_due(&mut self) {
-        let now = clock::now();
-        let signs = self.membership.manager_key.is_some();
-        let role = self.control.wanted_role();
-        let Some(source) = self.renewing.due(&self.swarm, signs, role != self.membership.role(), now) else { return };
-        let issuer = match source {
-            Source::Manager(manager) => Issuer::Manager(manager),
-            Source::Itself => Issuer::Itself(self.renew(self.control.me(), &self.renewing.public_key)),
-        };
-        self.renewing.begin(self.swarm.clone(), self.membership.clone(), role, issuer, now.wall);
-    }
-
-    /// Issues a member's next credential, for the role in which the cluster lists it.
-    fn renew(&self, node: NodeId, public_key: &[u8; 32]) -> Result<Renewed, String> {
-        let store = self.control.store();
-        let (Some(record), Some(spec)) = (store.node(node), store.node_spec(node)) else {
-            return Err("the cluster does not list this node".to_owned());
-        };
-        let granted = RoleGrant { role: spec.role, index: record.index };
-        let (secrets, root) = self.secrets().map_err(|error| error.to_string())?;
-        let credential =
-            secrets.issue(&root, public_key, granted, clock::now().wall).map_err(|error| error.to_string())?;
-        let manager_key = self.membership.manager_key.clone().filter(|_| granted.role == Role::Manager);
-        Ok(Renewed { credential, manager_key })
     }
 
     /// Performs what the decisions ask for. Returns whether this node was removed from the cluster.

@@ -23,12 +23,12 @@ use super::member::{EVENTS_MAX, Member};
 use super::renewing::Renewing;
 use super::reporting::Reporter;
 use super::shells::{Shells, SwarmTunnels};
-use super::{Daemon, clock, persist};
+use super::{Daemon, clock, files, persist};
 use crate::agent::Agent;
 use crate::disk::{Batch, KnownPeer, Loaded};
 use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
-use crate::identity::{Membership, NodeKey, create_cluster};
+use crate::identity::{IdentityError, Membership, NodeKey, create_cluster};
 use crate::ingress::{self, CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
 use crate::swarm::{self, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
 
@@ -144,8 +144,7 @@ impl Daemon {
         let found = driver.list().await.context("failed to list this node's containers")?;
 
         let public_key = start.key.public_key();
-        let expires = start.membership.expires(&public_key)?;
-        warn_if_ended(expires);
+        let expires = end_of_credential(&start.membership, &public_key)?;
         let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
@@ -154,7 +153,8 @@ impl Daemon {
         let renewing = Renewing::start(public_key, expires, self.disk.clone(), seed, clock::now().time);
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
-        let agent = Agent::spawn(driver.clone(), reports);
+        let (files, file_asks) = files::start(node, swarm.clone());
+        let agent = Agent::spawn(driver.clone(), files, reports);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let boot = Boot {
             me: node,
@@ -171,10 +171,9 @@ impl Daemon {
             faults: Faults::default(),
         };
         let control = Control::new(boot, clock::now());
-        let reporter = Reporter::new(self.events.clone(), &control, self.engine.get().is_none(), clock::now().wall);
         let mut member = Member {
+            reporter: Reporter::new(self.events.clone(), &control, self.engine.get().is_none(), clock::now().wall),
             control,
-            reporter,
             membership: start.membership,
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), renewing.expires()),
@@ -194,6 +193,7 @@ impl Daemon {
             events,
             swarm_events,
             driver_reports,
+            file_asks,
             gossip_events,
             waiting: BTreeMap::new(),
             last_request: 0,
@@ -338,10 +338,13 @@ impl Daemon {
     }
 }
 
-fn warn_if_ended(expires: WallTime) {
+/// Returns when a node's credential ends; says so if it has ended.
+fn end_of_credential(membership: &Membership, public_key: &[u8; 32]) -> Result<WallTime, IdentityError> {
+    let expires = membership.expires(public_key)?;
     if expires <= clock::now().wall {
         tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
     }
+    Ok(expires)
 }
 
 /// Carries gossip to the nodes that it is for, as long as they are linked.

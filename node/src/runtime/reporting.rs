@@ -8,10 +8,11 @@ use shoal_control::core::{Control, News};
 use shoal_control::task::plan::container_plan;
 use shoal_control::task::{NodeIdentity, Wanted};
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::object::ObjectHead;
 use shoal_protocol::spec::{Availability, Reservations, TaskTemplate};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::TaskReport;
-use shoal_protocol::{Key, NodeId, ServiceId, TaskId, TaskState, WallTime};
+use shoal_protocol::{Key, NodeId, ObjectId, ServiceId, TaskId, TaskState, WallTime};
 
 use super::backend::node_state;
 use crate::api::Hub;
@@ -35,6 +36,7 @@ pub(super) struct Reporter {
 enum Object {
     Node(NodeId),
     Service(ServiceId),
+    Other(shoal_protocol::Kind, ObjectId),
 }
 
 impl Object {
@@ -43,6 +45,7 @@ impl Object {
         match *key {
             Key::Node(node) | Key::NodeStatus(node) => Some(Self::Node(node)),
             Key::Service(service) | Key::Progress(service) => Some(Self::Service(service)),
+            Key::Object(kind, id) => Some(Self::Other(kind, id)),
             Key::Cluster | Key::Voters | Key::Claim(_) | Key::Slot(..) | Key::TaskStatus(..) => None,
         }
     }
@@ -51,6 +54,7 @@ impl Object {
         match self {
             Self::Node(_) => Kind::Node,
             Self::Service(_) => Kind::Service,
+            Self::Other(kind, _) => Kind::Object(kind),
         }
     }
 
@@ -58,6 +62,7 @@ impl Object {
         match self {
             Self::Node(node) => node.to_string(),
             Self::Service(service) => service.to_string(),
+            Self::Other(_, id) => id.to_string(),
         }
     }
 
@@ -65,6 +70,7 @@ impl Object {
         match self {
             Self::Node(node) => node_facts(control, node),
             Self::Service(service) => service_facts(control, service),
+            Self::Other(kind, id) => control.store().object(kind, id).map(object_facts),
         }
     }
 }
@@ -119,8 +125,11 @@ impl Reporter {
 }
 
 fn objects(control: &Control) -> BTreeSet<Object> {
-    let nodes = control.store().nodes().map(|(node, ..)| Object::Node(node));
-    nodes.chain(control.store().services().map(|(service, ..)| Object::Service(service))).collect()
+    let store = control.store();
+    let nodes = store.nodes().map(|(node, ..)| Object::Node(node));
+    let services = store.services().map(|(service, ..)| Object::Service(service));
+    let of_kind = |kind| store.objects(kind).map(move |(id, ..)| Object::Other(kind, id));
+    nodes.chain(services).chain(shoal_protocol::Kind::ALL.into_iter().flat_map(of_kind)).collect()
 }
 
 fn task(key: &Key) -> Option<TaskId> {
@@ -160,6 +169,11 @@ fn service_facts(control: &Control, service: ServiceId) -> Option<Facts> {
     tracked.extend(progress.map(|progress| ("updatestate", update_state(progress.state).to_owned())));
     let (index, created, updated) = (object.index, object.created, object.updated);
     Some(Facts { name: spec.name.clone(), index, created, updated, tracked })
+}
+
+fn object_facts(object: &ObjectHead) -> Facts {
+    let (index, created, updated) = (object.index, object.created, object.updated);
+    Facts { name: object.name.clone(), index, created, updated, tracked: BTreeMap::new() }
 }
 
 fn availability(availability: Availability) -> &'static str {

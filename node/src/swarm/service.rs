@@ -41,6 +41,7 @@ pub(super) const TUNNEL: StreamProtocol = StreamProtocol::new("/shoal/tunnel/1")
 pub(super) const DATAGRAMS: StreamProtocol = StreamProtocol::new("/shoal/datagrams/1");
 pub(super) const API: StreamProtocol = StreamProtocol::new("/shoal/api/1");
 pub(super) const RENEW: StreamProtocol = StreamProtocol::new("/shoal/renew/1");
+pub(super) const SECRET: StreamProtocol = StreamProtocol::new("/shoal/secret/1");
 
 /// How long a node that connects has for a hello or for beginning to join.
 const UNADMITTED_MAX: Duration = Duration::from_secs(8);
@@ -72,6 +73,9 @@ const YAMUX_STREAMS_MAX: usize = 4096;
 
 /// Joining nodes served at the same time; more are told to come back.
 const JOINS_MAX: usize = 16;
+
+/// Secrets on their way to other nodes at the same time; further nodes wait a little and are told to come back.
+const SECRETS_MAX: usize = 8;
 
 /// Streams and refusals that wait for the owner; more are dropped.
 const OUTBOX_MAX: usize = 1024;
@@ -142,6 +146,7 @@ struct Service {
     readers: BTreeMap<NodeId, JoinHandle<bool>>,
     limiter: Limiter,
     joins: Arc<Semaphore>,
+    secrets: Arc<Semaphore>,
     refusals: BTreeMap<SocketAddr, (String, Instant)>,
     complained: Option<Instant>,
     expiry_check: Instant,
@@ -180,6 +185,7 @@ pub(super) fn start(
         readers: BTreeMap::new(),
         limiter: Limiter::default(),
         joins: Arc::new(Semaphore::new(JOINS_MAX)),
+        secrets: Arc::new(Semaphore::new(SECRETS_MAX)),
         refusals: BTreeMap::new(),
         complained: None,
         expiry_check: Instant::now() + EXPIRY_CHECK,
@@ -207,7 +213,7 @@ pub(super) fn build(key: &identity::NodeKey) -> Result<Swarm<Behaviour>, SwarmEr
         .with_max_established(Some(CONNECTIONS_MAX));
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        streams: Streams::new(vec![HELLO, JOIN, CONTROL, TUNNEL, DATAGRAMS, API, RENEW]),
+        streams: Streams::new(vec![HELLO, JOIN, CONTROL, TUNNEL, DATAGRAMS, API, RENEW, SECRET]),
     };
     // Each protocol's opener writes first, so the name of the protocol may travel with its first bytes.
     let config = swarm::Config::with_tokio_executor()

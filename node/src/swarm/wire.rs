@@ -1,4 +1,4 @@
-//! Frames on streams, and the messages of `/shoal/hello/1`, `/shoal/join/1` and `/shoal/renew/1`.
+//! Frames on streams, and the messages of `/shoal/hello/1`, `/shoal/join/1`, `/shoal/renew/1` and `/shoal/secret/1`.
 //!
 //! A frame is its length in four bytes, big-endian, and a frame of `protocol::codec`. A length of zero is a sign of life and
 //! says nothing else.
@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_protocol::codec;
 use shoal_protocol::token::JoinSecret;
+use shoal_protocol::{ObjectId, TaskId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 use super::{JoinRefusal, JoinReply, Refusal, Renewed};
 
@@ -105,9 +107,29 @@ pub(super) enum RenewAnswer {
     Refused(String),
 }
 
+/// What a member asks that is about to run a task.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SecretAsk {
+    /// For which task of the asking node.
+    pub(super) task: TaskId,
+    /// Which secret.
+    pub(super) secret: ObjectId,
+}
+
+/// The answer of a manager. Not to be shown: there is no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub(super) enum SecretAnswer {
+    /// What it says.
+    Secret(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Not now, and why.
+    NotYet(String),
+    /// Not to this task, and why.
+    Refused(String),
+}
+
 /// Writes one message and flushes it.
 pub(super) async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let frame = codec::encode(message).map_err(io::Error::other)?;
+    let frame = Zeroizing::new(codec::encode(message).map_err(io::Error::other)?);
     stream.write_all(&length(&frame)).await?;
     stream.write_all(&frame).await?;
     stream.flush().await
@@ -115,11 +137,19 @@ pub(super) async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), 
 
 /// Reads one message of at most [`EARLY_FRAME_BYTES_MAX`] bytes.
 pub(super) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    read_at_most(EARLY_FRAME_BYTES_MAX, stream).await
+}
+
+/// Reads one message of at most `limit` bytes.
+pub(super) async fn read_at_most<T: DeserializeOwned>(
+    limit: usize,
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<T> {
     let length = stream.read_u32().await? as usize;
-    if length > EARLY_FRAME_BYTES_MAX {
+    if length > limit {
         return Err(invalid(format!("a frame of {length} bytes is too long here")));
     }
-    let mut frame = vec![0; length];
+    let mut frame = Zeroizing::new(vec![0; length]);
     stream.read_exact(&mut frame).await?;
     codec::decode(&frame).map_err(|error| invalid(error.to_string()))
 }

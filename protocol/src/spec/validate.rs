@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, mount};
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, mount};
+
+/// Networks of one service at most.
+pub const NETWORKS_MAX: usize = 32;
 
 /// Replicas of one service at most: what a cluster is designed to hold in all.
 pub const REPLICAS_MAX: u64 = 100_000;
@@ -128,6 +131,18 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ContainerSpec.Mounts.VolumeOptions.DriverConfig.Name",
     "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.SizeBytes",
     "TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Mode",
+    "TaskTemplate.ContainerSpec.Secrets.File.Name",
+    "TaskTemplate.ContainerSpec.Secrets.File.UID",
+    "TaskTemplate.ContainerSpec.Secrets.File.GID",
+    "TaskTemplate.ContainerSpec.Secrets.File.Mode",
+    "TaskTemplate.ContainerSpec.Secrets.SecretID",
+    "TaskTemplate.ContainerSpec.Secrets.SecretName",
+    "TaskTemplate.ContainerSpec.Configs.File.Name",
+    "TaskTemplate.ContainerSpec.Configs.File.UID",
+    "TaskTemplate.ContainerSpec.Configs.File.GID",
+    "TaskTemplate.ContainerSpec.Configs.File.Mode",
+    "TaskTemplate.ContainerSpec.Configs.ConfigID",
+    "TaskTemplate.ContainerSpec.Configs.ConfigName",
     "TaskTemplate.Resources.Limits.NanoCPUs",
     "TaskTemplate.Resources.Limits.MemoryBytes",
     "TaskTemplate.Resources.Limits.Pids",
@@ -140,6 +155,8 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.Placement.Constraints",
     "TaskTemplate.Placement.MaxReplicas",
     "TaskTemplate.Placement.Platforms",
+    "TaskTemplate.Networks.Target",
+    "TaskTemplate.Networks.Aliases",
     "TaskTemplate.ForceUpdate",
     "Mode.Replicated.Replicas",
     "Mode.Global",
@@ -168,8 +185,8 @@ const HARMLESS: &[(&str, &str)] = &[
 
 /// What people call the fields that are refused; others are named by their path.
 const NAMES: &[(&str, &str)] = &[
-    ("Networks", "networks are"),
-    ("TaskTemplate.Networks", "networks are"),
+    ("Networks", "networks outside of the task template are"),
+    ("TaskTemplate.Networks.DriverOpts", "driver options of network attachments are"),
     ("TaskTemplate.PluginSpec", "plugin services are"),
     ("TaskTemplate.NetworkAttachmentSpec", "network attachments are"),
     ("TaskTemplate.Runtime", "task runtimes other than 'container' are"),
@@ -188,8 +205,7 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.ContainerSpec.Mounts.ImageOptions", "mounts of type 'image' are"),
     ("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Options", "further options of a tmpfs are"),
     ("TaskTemplate.ContainerSpec.Mounts.ClusterOptions", "mounts of type 'cluster' are"),
-    ("TaskTemplate.ContainerSpec.Secrets", "secrets are"),
-    ("TaskTemplate.ContainerSpec.Configs", "configs are"),
+    ("TaskTemplate.ContainerSpec.Configs.Runtime", "configs that are no files are"),
     ("TaskTemplate.ContainerSpec.Healthcheck", "health checks are"),
     ("TaskTemplate.ContainerSpec.Init", "an init process in the container is"),
     ("TaskTemplate.ContainerSpec.DNSConfig", "DNS settings are"),
@@ -270,6 +286,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
         return Err(SpecError::Unsupported("templates in host names, environments and mounts are".to_owned()));
     }
     mount::validate(&container.mounts)?;
+    file::validate(container)?;
     let resources = &spec.task_template.resources;
     for (nano_cpus, memory_bytes) in [
         (resources.limits.nano_cpus, resources.limits.memory_bytes),
@@ -279,6 +296,10 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     validate_placement(spec)?;
     validate_mode(spec)?;
+    let networks = spec.task_template.networks.len();
+    if networks > NETWORKS_MAX {
+        return invalid(format!("{networks} networks are more than the limit of {NETWORKS_MAX}"));
+    }
     if let Some(policy) = &spec.update_config {
         validate_update(policy, "update", &["pause", "continue", "rollback"])?;
     }
@@ -289,7 +310,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
 }
 
 /// Checks that a name can be a DNS label. Underscores pass, as in SwarmKit: stacks name their services `stack_service`.
-fn validate_name(name: &str) -> Result<(), SpecError> {
+pub(crate) fn validate_name(name: &str) -> Result<(), SpecError> {
     let ends_well = |char: Option<char>| char.is_some_and(|char| char.is_ascii_alphanumeric());
     let all_fit = name.chars().all(|char| char.is_ascii_alphanumeric() || char == '-' || char == '_');
     if !all_fit || !ends_well(name.chars().next()) || !ends_well(name.chars().next_back()) {

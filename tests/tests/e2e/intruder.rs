@@ -14,13 +14,14 @@ use shoal_tests::http;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What nodes say to each other, and something that they do not.
-const PROTOCOLS: [&str; 7] = [
+const PROTOCOLS: [&str; 8] = [
     "/shoal/hello/1",
     "/shoal/join/1",
     "/shoal/control/1",
     "/shoal/tunnel/1",
     "/shoal/api/1",
     "/shoal/renew/1",
+    "/shoal/secret/1",
     "/shoal/nonsense/1",
 ];
 

@@ -17,6 +17,7 @@ mod pauses;
 mod ports;
 mod rejoin;
 mod roles;
+mod secrets;
 mod strangers;
 mod udp;
 mod updates;

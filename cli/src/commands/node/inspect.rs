@@ -11,6 +11,7 @@ use crate::error::CliError;
 use crate::inspect;
 use crate::model::Node;
 use crate::output::{capital, print};
+use crate::time::go_time;
 use crate::units::{bytes_size, cpus};
 
 /// Flags of `node inspect`.
@@ -93,11 +94,6 @@ fn write_pretty(text: &mut String, node: &Node) -> std::fmt::Result {
         writeln!(text, "TLS Info:\n TrustRoot:\n{}", node.description.tls_info.trust_root)?;
     }
     Ok(())
-}
-
-/// Rewrites RFC 3339 as Docker's client prints moments.
-fn go_time(moment: &str) -> String {
-    moment.trim_end_matches('Z').replacen('T', " ", 1) + " +0000 utc"
 }
 
 #[cfg(test)]

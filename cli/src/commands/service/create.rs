@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use shoal_protocol::Kind;
 use shoal_protocol::spec::PortConfig;
 
 use crate::client::Client;
 use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
+use crate::files::{self, FileFlag};
 use crate::model::Created;
 use crate::mounts::{self, MountFlag};
+use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
@@ -46,6 +49,15 @@ pub(crate) struct CreateArgs {
     /// Mount something: type=bind|volume|tmpfs,source=…,target=…,readonly
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<MountFlag>,
+    /// Specify secrets to expose to the service (NAME, or source=…,target=…,uid=…,gid=…,mode=…)
+    #[arg(long, value_parser = files::secret, value_name = "SECRET")]
+    secret: Vec<FileFlag>,
+    /// Specify configurations to expose to the service (NAME, or source=…,target=…,uid=…,gid=…,mode=…)
+    #[arg(long, value_parser = files::config, value_name = "CONFIG")]
+    config: Vec<FileFlag>,
+    /// Network attachments (NAME, or name=…,alias=…)
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<NetworkFlag>,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -66,7 +78,13 @@ enum ModeName {
 /// Creates a service and waits until it runs.
 pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
     let wait = args.wait;
-    let spec = build(args)?;
+    let secrets = files::resolve(client, Kind::Secret, &args.secret).await?;
+    let configs = files::resolve(client, Kind::Config, &args.config).await?;
+    let attachments = networks::resolve(client, &args.network).await?;
+    let mut spec = build(args)?;
+    networks::change(&mut spec, &[], attachments)?;
+    files::change(&mut spec, Kind::Secret, &[], secrets);
+    files::change(&mut spec, Kind::Config, &[], configs);
     let created: Created = client.post("/services/create", &spec).await?;
     warn(&created.warnings);
     print(&format!("{}\n", created.id))?;
@@ -148,7 +166,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--network", "--secret", "--config", "--placement-pref", "--health-cmd"] {
+        for flag in ["--dns", "--placement-pref", "--health-cmd"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::Value;
+use shoal_protocol::Kind;
 use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
 
 use crate::client::{Client, escape};
@@ -10,6 +11,7 @@ use crate::commands::for_each;
 use crate::error::CliError;
 use crate::inspect;
 use crate::model::{Service, UpdateStatus};
+use crate::networks;
 use crate::output::print;
 use crate::time;
 use crate::units::{bytes_size, cpus, go_duration};
@@ -44,8 +46,13 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
         for value in found {
             let service: Service =
                 serde_json::from_value(value).map_err(|error| CliError::Failed(error.to_string()))?;
+            let mut names = Vec::new();
+            for network in &service.spec.task_template.networks {
+                let found = networks::find(client, &network.target).await;
+                names.push(found.map_or_else(|_| network.target.clone(), |found| found.name));
+            }
             let mut text = String::new();
-            pretty(&mut text, &service).map_err(|error| CliError::Failed(error.to_string()))?;
+            pretty(&mut text, &service, &names).map_err(|error| CliError::Failed(error.to_string()))?;
             print(&text)?;
         }
     } else {
@@ -54,7 +61,7 @@ pub(crate) async fn run(client: &Client, args: InspectArgs) -> Result<(), CliErr
     outcome
 }
 
-fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
+fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt::Result {
     let spec = &service.spec;
     writeln!(text, "\nID:\t\t{}\nName:\t\t{}", service.id, spec.name)?;
     if !spec.labels.is_empty() {
@@ -86,6 +93,9 @@ fn pretty(text: &mut String, service: &Service) -> std::fmt::Result {
     }
     container(text, &spec.task_template.container_spec)?;
     resources(text, &spec.task_template.resources)?;
+    if !networks.is_empty() {
+        writeln!(text, "Networks: {} ", networks.join(" "))?;
+    }
     let mode = &spec.endpoint_spec.mode;
     writeln!(text, "Endpoint Mode:\t{}", if mode.is_empty() { "vip" } else { mode })?;
     if !service.endpoint.ports.is_empty() {
@@ -149,6 +159,16 @@ fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
         writeln!(text, " Target:\t{}\n  Source:\t{}", mount.target, mount.source)?;
         writeln!(text, "  ReadOnly:\t{}\n  Type:\t\t{}", mount.read_only, mount.kind.name())?;
     }
+    for (kind, heading) in [(Kind::Config, "Configs:"), (Kind::Secret, "Secrets:")] {
+        let files: Vec<_> = spec.files().filter(|file| file.kind == kind).collect();
+        if !files.is_empty() {
+            writeln!(text, "{heading}")?;
+        }
+        for file in files {
+            let target = file.file.map_or("", |file| &file.name);
+            writeln!(text, " Target:\t{target}\n  Source:\t{}", file.name)?;
+        }
+    }
     Ok(())
 }
 
@@ -201,7 +221,7 @@ mod tests {
             "PublishedPort": 8080, "PublishMode": "ingress"}]}}))
             .unwrap();
         let mut text = String::new();
-        pretty(&mut text, &service).unwrap();
+        pretty(&mut text, &service, &[]).unwrap();
         let want = "\nID:\t\tzw28l6ocpszcx94qkcx0wpr9u\nName:\t\tweb\nService Mode:\tReplicated\n Replicas:\t3\nPlacement:\n\
             UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n \
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
@@ -217,7 +237,10 @@ mod tests {
     fn everything_that_a_service_can_have_is_printed() {
         let service: Service = serde_json::from_value(json!({"ID": "zw28l6ocpszcx94qkcx0wpr9u", "Spec": {"Name": "web",
             "Labels": {"team": "shop"}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1", "Command": ["web"],
-            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web"}, "Resources":
+            "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web",
+            "Secrets": [{"File": {"Name": "sec1"}, "SecretID": "a", "SecretName": "sec1"}, {"File": {"Name": "/run/s"},
+            "SecretID": "a", "SecretName": "sec1"}], "Configs": [{"File": {"Name": "/c.txt"}, "ConfigID": "b",
+            "ConfigName": "con1"}]}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
             {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
             "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,
@@ -227,7 +250,7 @@ mod tests {
             "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}}))
         .unwrap();
         let mut text = String::new();
-        pretty(&mut text, &service).unwrap();
+        pretty(&mut text, &service, &["ov".to_owned()]).unwrap();
         let text = text.replace(&time::ago("1970-01-01T00:00:00Z", time::now_nanos()), "AGO");
         snapshot::check("output/service-inspect-pretty.txt", &text);
     }

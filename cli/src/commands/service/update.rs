@@ -1,13 +1,16 @@
 //! `shoal service update` and `shoal service rollback`.
 
 use serde_json::{Value, json};
+use shoal_protocol::Kind;
 use shoal_protocol::spec::PortConfig;
 
 use crate::client::{Client, escape};
 use crate::commands::service::{WaitArgs, warn};
 use crate::error::CliError;
+use crate::files::{self, FileFlag};
 use crate::model::Updated;
 use crate::mounts::{self, MountFlag};
+use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
@@ -59,6 +62,24 @@ pub(crate) struct UpdateArgs {
     /// Remove a mount by its target path
     #[arg(long, value_name = "TARGET")]
     mount_rm: Vec<String>,
+    /// Add or update a secret on a service
+    #[arg(long, value_parser = files::secret, value_name = "SECRET")]
+    secret_add: Vec<FileFlag>,
+    /// Remove a secret
+    #[arg(long, value_name = "NAME")]
+    secret_rm: Vec<String>,
+    /// Add or update a config file on a service
+    #[arg(long, value_parser = files::config, value_name = "CONFIG")]
+    config_add: Vec<FileFlag>,
+    /// Remove a configuration file
+    #[arg(long, value_name = "NAME")]
+    config_rm: Vec<String>,
+    /// Add a network
+    #[arg(long, value_name = "NETWORK")]
+    network_add: Vec<NetworkFlag>,
+    /// Remove a network
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
     /// Force update even if no changes require it
     #[arg(long)]
     force: bool,
@@ -85,8 +106,18 @@ pub(crate) struct RollbackArgs {
 /// Changes a service's spec and waits until it runs accordingly.
 pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
     let (mut object, mut spec) = read(client, &args.service).await?;
+    let before = spec.clone();
+    for (kind, remove, add) in
+        [(Kind::Secret, &args.secret_rm, &args.secret_add), (Kind::Config, &args.config_rm, &args.config_add)]
+    {
+        files::change(&mut spec, kind, remove, files::resolve(client, kind, add).await?);
+    }
+    let mut gone = Vec::new();
+    for name in &args.network_rm {
+        gone.push(networks::find(client, name).await?.id);
+    }
+    networks::change(&mut spec, &gone, networks::resolve(client, &args.network_add).await?)?;
     if args.rollback {
-        let before = spec.clone();
         change(&mut spec, &args)?;
         if spec != before || !args.spec.is_empty() {
             return Err(CliError::Misused("other flags may not be combined with --rollback".to_owned()));

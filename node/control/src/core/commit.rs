@@ -14,6 +14,9 @@ use super::event::RequestId;
 /// Writes that may wait for the holder at once; more are returned to the manager that forwarded them.
 const QUEUE_MAX: usize = 1024;
 
+/// Bytes of writes that wait for the holder at most; more are returned likewise.
+const QUEUE_BYTES_MAX: usize = 32 << 20;
+
 /// A voter that did not answer for this long is asked again.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
 
@@ -37,11 +40,20 @@ pub(super) struct InFlight {
     pub(super) written: Written,
     /// What is being stored.
     pub(super) append: Append,
+    /// A write that relies on this one, to be carried out after it.
+    pub(super) then: Option<(Origin, Write)>,
     voters: VoterSet,
     stored: BTreeSet<NodeId>,
     failed: BTreeSet<NodeId>,
     error: Option<AppendError>,
     asked: Time,
+}
+
+impl InFlight {
+    /// Returns who waits for it, or for what follows it.
+    pub(super) fn origins(self) -> impl Iterator<Item = Origin> {
+        std::iter::once(self.origin).chain(self.then.map(|(origin, _)| origin))
+    }
 }
 
 /// What became of a write in flight.
@@ -66,12 +78,15 @@ pub(super) struct Commit {
 impl Commit {
     /// Takes a write in; gives it back when too many wait.
     pub(super) fn enqueue(&mut self, origin: Origin, write: Write) -> Result<(), Origin> {
-        if self.queue.len() >= QUEUE_MAX {
+        let waiting: usize = self.queue.iter().map(|(_, write)| write.bytes()).sum();
+        if self.queue.len() >= QUEUE_MAX || waiting + write.bytes() > QUEUE_BYTES_MAX {
             return Err(origin);
         }
         // Sent again while the first copy still waits: one is enough.
         let waits = self.queue.iter().any(|(other, _)| *other == origin)
-            || self.in_flight.as_ref().is_some_and(|in_flight| in_flight.origin == origin);
+            || self.in_flight.as_ref().is_some_and(|in_flight| {
+                in_flight.origin == origin || in_flight.then.as_ref().is_some_and(|(other, _)| *other == origin)
+            });
         if !waits {
             self.queue.push_back((origin, write));
         }
@@ -81,6 +96,18 @@ impl Commit {
     /// Returns the next write to carry out, if none is in flight.
     pub(super) fn next(&mut self) -> Option<(Origin, Write)> {
         if self.in_flight.is_some() { None } else { self.queue.pop_front() }
+    }
+
+    /// Lets a write wait for the one in flight, on which it relies.
+    pub(super) fn follow(&mut self, origin: Origin, write: Write) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.then = Some((origin, write));
+        }
+    }
+
+    /// Makes a write the next one.
+    pub(super) fn put_first(&mut self, origin: Origin, write: Write) {
+        self.queue.push_front((origin, write));
     }
 
     /// Returns whether a write is in flight.
@@ -104,6 +131,7 @@ impl Commit {
             origin,
             written,
             append: append.clone(),
+            then: None,
             voters,
             stored: BTreeSet::new(),
             failed: BTreeSet::new(),
@@ -170,8 +198,8 @@ impl Commit {
 
     /// Gives back everything that waits: the lease was lost.
     pub(super) fn abandon(&mut self) -> Vec<Origin> {
-        let in_flight = self.in_flight.take().map(|in_flight| in_flight.origin);
-        in_flight.into_iter().chain(self.queue.drain(..).map(|(origin, _)| origin)).collect()
+        let in_flight = self.in_flight.take().map(InFlight::origins);
+        in_flight.into_iter().flatten().chain(self.queue.drain(..).map(|(origin, _)| origin)).collect()
     }
 }
 
@@ -227,5 +255,14 @@ mod tests {
         }
         assert!(commit.next().is_none(), "one write at a time");
         assert_eq!(commit.abandon(), [Origin::Nobody, Origin::Here(5)]);
+    }
+
+    #[test]
+    fn a_write_that_follows_another_is_not_lost_with_it() {
+        let mut commit = begun();
+        let write = Write::RemoveService { id: shoal_protocol::ServiceId(1) };
+        commit.follow(Origin::Here(5), write.clone());
+        commit.enqueue(Origin::Here(5), write).unwrap();
+        assert_eq!(commit.abandon(), [Origin::Nobody, Origin::Here(5)], "sent again, it is still one");
     }
 }

@@ -14,7 +14,7 @@ use super::event::Action;
 use super::{Control, lease_of};
 use crate::lease;
 use crate::routes;
-use crate::task::{AgentAction, Wanted};
+use crate::task::{AgentAction, Wanted, plan};
 use crate::view::{self, Health};
 
 impl Control {
@@ -66,7 +66,8 @@ impl Control {
         for key in changed {
             self.note_change(key);
             match key {
-                Key::Cluster => {}
+                // A task that waits for a secret or config asks again by itself.
+                Key::Cluster | Key::Object(..) => {}
                 Key::Voters => self.dirty.voters = true,
                 Key::Claim(lease) => self.dirty.claims.extend([lease]),
                 Key::Node(_) => {
@@ -160,7 +161,7 @@ impl Control {
         for (service, slot, task) in self.store.slots_on(self.me) {
             let template: Result<Arc<TaskTemplate>, String> = match self.templates.remove(&task.id) {
                 Some(template) => template,
-                None => serde_json::from_str(&task.template).map(Arc::new).map_err(|error| error.to_string()),
+                None => plan::read(&task.template).map(Arc::new),
             };
             templates.insert(task.id, template.clone());
             let key = Key::Slot(service, slot);

@@ -49,6 +49,7 @@ impl Control {
             | Key::Claim(_)
             | Key::Node(_)
             | Key::Service(_)
+            | Key::Object(..)
             | Key::Progress(_)
             | Key::NodeStatus(_)
             | Key::TaskStatus(..) => self.news.note(key),

@@ -14,6 +14,10 @@ use shoal_protocol::{Key, NodeId, ServiceId, WallTime};
 use crate::allocator;
 use crate::store::Store;
 
+mod objects;
+
+pub use objects::{DATA_BYTES_TOTAL_MAX, OBJECTS_MAX};
+
 /// Services of a cluster at most; more are refused.
 pub const SERVICES_MAX: usize = 10_000;
 
@@ -32,6 +36,11 @@ impl Decision {
     fn one(key: Key, value: Option<Value>, index: u64) -> Self {
         let written = Written { index, warnings: Vec::new() };
         Self { changes: vec![(key, value)], confirm: Vec::new(), written }
+    }
+
+    fn with(mut self, warnings: Vec<String>) -> Self {
+        self.written.warnings = warnings;
+        self
     }
 
     /// The change is there already.
@@ -69,7 +78,17 @@ pub fn decide(
             None => Err(not_found("node", *id)),
         },
         Write::UpdateCluster { cluster } => update_cluster(cluster, store, now),
+        Write::CreateObject { kind, id, spec, data } => objects::create((*kind, *id), spec, data, store, now),
+        Write::UpdateObject { kind, id, version, spec } => objects::update((*kind, *id), *version, spec, store, now),
+        Write::RemoveObject { kind, id } => objects::remove((*kind, *id), store),
     }
+}
+
+/// Returns a record of an older epoch that a write relies on, if any. It has to be written again first: a removal that an
+/// earlier holder wrote to a minority of the voters would win over it when it turns up.
+pub fn relies_on_older(write: &Write, epoch: u64, store: &Store) -> Option<Key> {
+    let is_older = |key: &Key| !store.is_removed(key) && store.stamp(key).is_some_and(|stamp| stamp.epoch < epoch);
+    objects::relies_on(write, store).into_iter().find(is_older)
 }
 
 fn not_found(kind: &str, id: impl std::fmt::Display) -> WriteError {
@@ -102,6 +121,7 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
     if store.services().count() >= SERVICES_MAX {
         return Err(WriteError::Precondition(format!("the cluster has {SERVICES_MAX} services, which is the limit")));
     }
+    let warnings = objects::check_used(&spec, store)?;
     let ports = allocate_ports(id, &spec, &[], store)?;
     let service = ServiceObject {
         index: 1,
@@ -112,7 +132,7 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
         rolled_back: false,
         ports,
     };
-    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1))
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1).with(warnings))
 }
 
 fn update_service(
@@ -148,6 +168,7 @@ fn update_service(
             return Err(WriteError::Invalid("service mode change is not allowed".to_owned()));
         }
     }
+    let warnings = objects::check_used(&spec, store)?;
     let ports = allocate_ports(id, &spec, &current.ports, store)?;
     let index = current.index + 1;
     let service = ServiceObject {
@@ -159,11 +180,27 @@ fn update_service(
         rolled_back: rollback,
         ports,
     };
-    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index))
+    Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index).with(warnings))
 }
 
-/// Returns whether a service that turned up late has the name or a published port of another one.
-pub fn clashes(id: ServiceId, store: &Store) -> bool {
+/// Returns whether an object that turned up late cannot stay beside what was written meanwhile.
+pub fn clashes(key: &Key, store: &Store) -> bool {
+    match *key {
+        Key::Service(id) => service_clashes(id, store) || objects::lacks(id, store),
+        Key::Object(kind, id) => objects::clashes(kind, id, store),
+        Key::Cluster
+        | Key::Voters
+        | Key::Claim(_)
+        | Key::Node(_)
+        | Key::Progress(_)
+        | Key::Slot(..)
+        | Key::NodeStatus(_)
+        | Key::TaskStatus(..) => false,
+    }
+}
+
+/// Returns whether a service has the name or a published port of another one.
+fn service_clashes(id: ServiceId, store: &Store) -> bool {
     let (Some(spec), Some(object)) = (store.service_spec(id), store.service(id)) else { return false };
     let same_name = store.services().any(|(other, _, theirs)| other != id && theirs.name == spec.name);
     same_name || allocate_ports(id, spec, &object.ports, store).is_err()

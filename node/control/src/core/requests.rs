@@ -11,6 +11,9 @@ use super::event::RequestId;
 /// Writes that may wait at once; more are answered with [`WriteError::Busy`].
 pub(super) const WAITING_MAX: usize = 1024;
 
+/// Bytes of writes that may wait at once; more are answered likewise.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+
 /// A write that was not answered for this long is sent again; carrying one out twice is harmless.
 const RESEND_AFTER: Duration = Duration::from_secs(2);
 
@@ -40,7 +43,8 @@ struct Waiting {
 impl Requests {
     /// Takes a write in.
     pub(super) fn add(&mut self, request: RequestId, write: Write, now: Time) -> Result<(), WriteError> {
-        if self.waiting.len() >= WAITING_MAX {
+        let bytes: usize = self.waiting.values().map(|waiting| waiting.write.bytes()).sum();
+        if self.waiting.len() >= WAITING_MAX || bytes + write.bytes() > WAITING_BYTES_MAX {
             return Err(WriteError::Busy);
         }
         self.waiting.insert(request, Waiting { write, since: now, sent: None });

@@ -76,6 +76,7 @@ fn refusal(key: &Key, reason: &str, store: &Store) -> String {
         Key::Claim(lease) => format!("the claim of lease {lease}"),
         Key::Cluster => "the cluster".to_owned(),
         Key::Voters => "the voters".to_owned(),
+        Key::Object(kind, id) => format!("{} {id}", kind.name()),
     };
     format!("{what} cannot be written down: {reason}")
 }

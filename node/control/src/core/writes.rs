@@ -22,6 +22,10 @@ use crate::view::Health;
 /// A newly connected manager is asked for leases after this long: rebalancing to a node that flaps would hurt twice.
 const SETTLED_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Bytes of records of earlier holders after which no more of them are written in one go: together with one more they fit
+/// into a message.
+const LATE_BYTES_MAX: usize = 256 << 10;
+
 impl Control {
     /// Tells the lease core who may hold leases.
     pub(super) fn update_candidates(&mut self, now: Now) -> bool {
@@ -215,8 +219,15 @@ impl Control {
         let mut moved = self.finish_write();
         while !self.commit.is_busy() {
             let Some((origin, write)) = self.commit.next() else { break };
-            self.begin_write(origin, &write, epoch, now);
             moved = true;
+            let older = registry::relies_on_older(&write, epoch, &self.store);
+            if let Some(record) = older.and_then(|key| self.store.record(&key)) {
+                let records = vec![self.restamp(record, epoch)];
+                self.make_durable(Origin::Nobody, Written { index: 0, warnings: Vec::new() }, records, epoch, now);
+                self.commit.follow(origin, write);
+                break;
+            }
+            self.begin_write(origin, &write, epoch, now);
         }
         if !self.commit.is_busy() {
             moved |= self.settle_late_records(epoch, now);
@@ -280,6 +291,9 @@ impl Control {
         let result = match outcome {
             Outcome::Waiting => return false,
             Outcome::Durable => {
+                if let Some((origin, write)) = in_flight.then {
+                    self.commit.put_first(origin, write);
+                }
                 for record in in_flight.append.records {
                     self.store.merge(&record);
                     self.outbox.save(record.clone());
@@ -287,10 +301,17 @@ impl Control {
                 }
                 Ok(in_flight.written)
             }
-            Outcome::Failed(AppendError::Storage(error)) => Err(WriteError::Storage(error)),
+            Outcome::Failed(AppendError::Storage(error)) => {
+                if let Some((origin, _)) = in_flight.then {
+                    self.reply(origin, Err(WriteError::Storage(error.clone())));
+                }
+                Err(WriteError::Storage(error))
+            }
             Outcome::Failed(AppendError::Fenced) => {
                 // Somebody else holds the lease by now, or soon will: the write goes there.
-                self.give_back(in_flight.origin);
+                for origin in in_flight.origins() {
+                    self.give_back(origin);
+                }
                 return true;
             }
         };
@@ -314,18 +335,19 @@ impl Control {
 
     /// Rewrites what a replaced holder wrote and nobody had seen: under this epoch if it fits, as removed if it does not.
     fn settle_late_records(&mut self, epoch: u64, now: Now) -> bool {
-        let late: Vec<Key> = std::mem::take(&mut self.late).into_iter().collect();
         let mut records = Vec::new();
-        for key in late {
+        let mut bytes = 0;
+        while bytes < LATE_BYTES_MAX
+            && let Some(key) = self.late.pop_first()
+        {
             let Some(current) = self.store.record(&key).filter(|record| record.stamp.epoch < epoch) else { continue };
             if lease_of(&key) != Some(LeaseId::REGISTRY) {
                 continue;
             }
-            let clashes = matches!(key, Key::Service(id) if registry::clashes(id, &self.store));
-            let seq = self.holds.next_seq(LeaseId::REGISTRY);
-            let stamp = Stamp { lineage: 0, epoch, seq };
-            let body = if clashes { None } else { current.body };
-            records.push(Record { stamp, author: self.me, body, ..current });
+            let clashes = registry::clashes(&key, &self.store);
+            let body = if clashes { None } else { current.body.clone() };
+            bytes += body.as_ref().map_or(0, Vec::len);
+            records.push(self.restamp(Record { body, ..current }, epoch));
         }
         if records.is_empty() {
             return false;
@@ -333,6 +355,12 @@ impl Control {
         let written = Written { index: 0, warnings: Vec::new() };
         self.make_durable(Origin::Nobody, written, records, epoch, now);
         true
+    }
+
+    /// Makes the record of an earlier holder one of this one.
+    fn restamp(&mut self, record: Record, epoch: u64) -> Record {
+        let seq = self.holds.next_seq(LeaseId::REGISTRY);
+        Record { stamp: Stamp { lineage: 0, epoch, seq }, author: self.me, ..record }
     }
 
     /// Asks for other voters when the managers have changed.
@@ -545,5 +573,66 @@ mod tests {
         let answers = run(&mut control, &mut disk, 4_001, 100);
         assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
         assert!(control.store().service_spec(ServiceId(7)).is_some());
+    }
+
+    #[test]
+    fn what_earlier_holders_wrote_is_written_again_in_pieces_that_fit_a_message() {
+        use shoal_protocol::object::{Object, ObjectHead};
+        use shoal_protocol::{Kind, ObjectId};
+        let (mut control, mut disk) = (alone(), Disk::default());
+        run(&mut control, &mut disk, 0, 4_000);
+        let keys: Vec<Key> = (0..6).map(|id| Key::Object(Kind::Config, ObjectId(id))).collect();
+        for key in &keys {
+            let Key::Object(_, id) = *key else { unreachable!() };
+            let (created, updated) = (WallTime(0), WallTime(0));
+            let head = ObjectHead { index: 1, created, updated, name: id.to_string(), spec: "{}".to_owned() };
+            let value = Value::Object(Object { head, data: vec![0; 500_000] });
+            let record = Store::seal(*key, Stamp::default(), ME, Some(&value)).unwrap();
+            control.store.merge(&record);
+            control.late.insert(*key);
+        }
+        for time in 4_000..4_500 {
+            control.handle_event(Event::Tick, at(time));
+            while let Some(action) = control.poll_action() {
+                if let Action::Persist { token, batch } = action {
+                    let bytes: usize =
+                        batch.records.iter().filter_map(|record| record.body.as_ref()).map(Vec::len).sum();
+                    assert!(bytes < shoal_protocol::codec::FRAME_BYTES_MAX, "{bytes}");
+                    control.handle_event(disk.write(token, batch), at(time));
+                }
+            }
+        }
+        let epochs: Vec<u64> =
+            keys.iter().filter_map(|key| control.store.stamp(key)).map(|stamp| stamp.epoch).collect();
+        assert!(epochs.len() == 6 && epochs.iter().all(|epoch| *epoch > 0), "{epochs:?}");
+    }
+
+    #[test]
+    fn a_service_waits_until_what_it_uses_is_of_the_present_epoch() {
+        use shoal_protocol::object::{Object, ObjectHead};
+        use shoal_protocol::{Kind, ObjectId};
+        let (mut control, mut disk) = (alone(), Disk::default());
+        run(&mut control, &mut disk, 0, 4_000);
+        let (id, key) = (ObjectId(5), Key::Object(Kind::Config, ObjectId(5)));
+        let (created, updated) = (WallTime(0), WallTime(0));
+        let head = ObjectHead { index: 1, created, updated, name: "con1".to_owned(), spec: "{}".to_owned() };
+        let value = Value::Object(Object { head, data: vec![1] });
+        let early = Store::seal(key, Stamp { lineage: 0, epoch: 0, seq: 1 }, ME, Some(&value)).unwrap();
+        control.store.merge(&early);
+        let spec = format!(
+            r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"x","Configs":[
+            {{"File":{{"Name":"f"}},"ConfigID":"{id}","ConfigName":"con1"}}]}}}}}}"#
+        );
+        let write = Write::CreateService { id: ServiceId(7), spec };
+        disk.is_full = true;
+        control.handle_event(Event::Request { request: 1, write: write.clone() }, at(4_000));
+        let full = Err(WriteError::Storage("full".to_owned()));
+        assert_eq!(run(&mut control, &mut disk, 4_000, 100), [(1, full)], "it learns why at once");
+        disk.is_full = false;
+        control.handle_event(Event::Request { request: 2, write }, at(4_100));
+        let answers = run(&mut control, &mut disk, 4_100, 100);
+        assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
+        assert!(control.store().stamp(&key).is_some_and(|stamp| stamp.epoch > 0));
+        assert!(disk.keys.contains(&key) && control.store().service(ServiceId(7)).is_some());
     }
 }

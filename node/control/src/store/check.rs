@@ -84,7 +84,7 @@ pub fn check(record: &Record) -> Result<(), RecordError> {
 
 fn check_overlaid(key: &Key) -> Result<(), RecordError> {
     match key {
-        Key::Cluster | Key::Node(_) | Key::Service(_) | Key::Progress(_) | Key::Slot(..) => Ok(()),
+        Key::Cluster | Key::Node(_) | Key::Service(_) | Key::Progress(_) | Key::Slot(..) | Key::Object(..) => Ok(()),
         Key::Voters => Err(RecordError::Overlay("the voter set")),
         Key::Claim(_) => Err(RecordError::Overlay("a claim")),
         Key::NodeStatus(_) | Key::TaskStatus(..) => Err(RecordError::Overlay("a status")),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crdts::mvreg::Op;
 use crdts::{CmRDT, CvRDT, Dot, LWWReg, MVReg, VClock};
 use shoal_protocol::NodeId;
+use shoal_protocol::object::{Object, ObjectHead};
 use shoal_protocol::record::{Key, Layer, Record, Stamp};
 use shoal_protocol::spec::{NodeSpec, ServiceSpec};
 use shoal_protocol::value::{NodeObject, ServiceObject, Slot, Value, ValueError};
@@ -214,6 +215,8 @@ pub(super) enum Content {
     Service(Box<(ServiceObject, ServiceSpec)>),
     /// A slot.
     Slot(Slot),
+    /// A secret, config or network without its data, which are read when they are needed, and how many bytes they are.
+    Object(Box<ObjectHead>, usize),
     /// Anything else.
     Plain(Box<Value>),
 }
@@ -231,6 +234,7 @@ impl Content {
                 Self::Service(Box::new((service, spec)))
             }
             Value::Slot(slot) => Self::Slot(slot),
+            Value::Object(Object { head, data }) => Self::Object(Box::new(head), data.len()),
             value @ (Value::Cluster(_)
             | Value::Voters(_)
             | Value::Claim(_)

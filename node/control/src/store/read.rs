@@ -2,14 +2,17 @@
 //!
 //! A record that could not be opened is absent here, as a removed one is; [`Store::quarantined`] lists those.
 
+use shoal_protocol::codec;
 use shoal_protocol::lease::{LeaseId, VoterSet};
+use shoal_protocol::object::network::NetworkState;
+use shoal_protocol::object::{Kind, Object, ObjectHead};
 use shoal_protocol::record::{Key, Record, SlotName, Stamp};
 use shoal_protocol::spec::{NodeSpec, ServiceSpec};
 use shoal_protocol::value::{
     Claim, ClusterObject, NodeObject, NodeStatus, Progress, ServiceObject, Slot, SlotTask, TaskReport, Value,
     ValueError,
 };
-use shoal_protocol::{NodeId, ServiceId, TaskId};
+use shoal_protocol::{NodeId, ObjectId, ServiceId, TaskId};
 
 use super::entry::{Content, Opened, Removed};
 use super::{Entry, Store};
@@ -166,6 +169,36 @@ impl Store {
         })
     }
 
+    /// Returns a secret, config or network without its data.
+    pub fn object(&self, kind: Kind, id: ObjectId) -> Option<&ObjectHead> {
+        object_of(self.entries.get(&Key::Object(kind, id))?).map(|(head, _)| head)
+    }
+
+    /// Returns the objects of a kind, without their data but with how many bytes those are.
+    pub fn objects(&self, kind: Kind) -> impl Iterator<Item = (ObjectId, &ObjectHead, usize)> {
+        let all = Key::Object(kind, ObjectId(0))..=Key::Object(kind, ObjectId(u128::MAX));
+        self.entries.range(all).filter_map(|(key, entry)| {
+            let Key::Object(_, id) = key else { return None };
+            object_of(entry).map(|(head, bytes)| (*id, head, bytes))
+        })
+    }
+
+    /// Reads a secret, config or network with its data.
+    pub fn object_with_data(&self, kind: Kind, id: ObjectId) -> Option<Object> {
+        let record = self.record(&Key::Object(kind, id))?;
+        if let Ok(Some(Value::Object(object))) = Value::open(&record) { Some(object) } else { None }
+    }
+
+    /// Reads the addresses of a network.
+    pub fn network(&self, id: ObjectId) -> Option<NetworkState> {
+        codec::decode(&self.object_with_data(Kind::Network, id)?.data).ok()
+    }
+
+    /// Returns whether an object was there once and was removed.
+    pub fn is_removed(&self, key: &Key) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.registers.removed().is_some())
+    }
+
     /// Returns how far the update of a service is.
     pub fn progress(&self, service: ServiceId) -> Option<&Progress> {
         plain!(self.entries.get(&Key::Progress(service))?, Progress)
@@ -228,6 +261,10 @@ impl Store {
 
 fn node_of(entry: &Entry) -> Option<(&NodeObject, &NodeSpec)> {
     if let Content::Node(node) = content(entry)? { Some((&node.0, &node.1)) } else { None }
+}
+
+fn object_of(entry: &Entry) -> Option<(&ObjectHead, usize)> {
+    if let Content::Object(head, bytes) = content(entry)? { Some((head, *bytes)) } else { None }
 }
 
 fn service_of(entry: &Entry) -> Option<(&ServiceObject, &ServiceSpec)> {

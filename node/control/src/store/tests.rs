@@ -2,10 +2,11 @@
 
 use proptest::prelude::*;
 use shoal_protocol::lease::{LeaseId, VoterSet};
+use shoal_protocol::object::{Kind, Object, ObjectHead};
 use shoal_protocol::value::{
     Claim, NodeObject, NodeStatus, Progress, ServiceObject, Slot, SlotTask, TaskReport, UpdateState,
 };
-use shoal_protocol::{TaskState, WallTime, codec};
+use shoal_protocol::{ObjectId, TaskState, WallTime, codec};
 
 use super::*;
 
@@ -50,6 +51,12 @@ pub(super) fn service_object(spec: &str) -> Value {
         rolled_back,
         ports,
     })
+}
+
+pub(super) fn object(name: &str, data: &[u8]) -> Value {
+    let (created, updated) = (WallTime(1), WallTime(2));
+    let head = ObjectHead { index: 1, created, updated, name: name.to_owned(), spec: "{}".to_owned() };
+    Value::Object(Object { head, data: data.to_vec() })
 }
 
 pub(super) fn report(message: &str) -> Value {
@@ -115,7 +122,7 @@ pub(super) fn records() -> impl Strategy<Value = Record> {
         let author = key.status_of().unwrap_or(NodeId(author));
         let (schema, body) = body.of(&key);
         let layer = match clock {
-            Some(clock) if matches!(key, Key::Service(_) | Key::Slot(..)) => {
+            Some(clock) if matches!(key, Key::Service(_) | Key::Slot(..) | Key::Object(..)) => {
                 Layer::Overlay { clock: clock.into_iter().collect(), base: Stamp::default() }
             }
             _ => Layer::Base,
@@ -137,6 +144,7 @@ fn keys() -> impl Strategy<Value = Key> {
         4 => (1..3u128, 1..3u32).prop_map(|(service, replica)| slot_key(service, replica)),
         2 => node().prop_map(Key::NodeStatus),
         4 => (node(), 1..4u128).prop_map(|(node, task)| Key::TaskStatus(node, TaskId(task))),
+        3 => (0..3usize, 1..3u128).prop_map(|(kind, id)| Key::Object(Kind::ALL[kind], ObjectId(id))),
     ]
 }
 
@@ -192,5 +200,6 @@ fn value_for(key: &Key, variant: u8) -> Value {
         Key::Slot(..) => slot_of(&[(u128::from(variant) + 1, 1), (u128::from(variant) + 2, 2)]),
         Key::NodeStatus(_) => Value::NodeStatus(NodeStatus { hostname: text, ..NodeStatus::default() }),
         Key::TaskStatus(..) => report(&text),
+        Key::Object(..) => object(&text, &[variant]),
     }
 }

@@ -21,6 +21,13 @@ pub const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
 /// an engine that comes back after an hour must still be asked.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
 
+/// Wait before a task is prepared again that lacks something; doubles up to [`PREPARE_DELAY_MAX`]. It waits as long as it is
+/// wanted.
+pub const PREPARE_DELAY_MIN: Duration = Duration::from_millis(250);
+
+/// Wait before such a task is prepared again at most.
+pub const PREPARE_DELAY_MAX: Duration = Duration::from_secs(8);
+
 /// Bytes of an error text that are kept; drivers' errors are written by others and travel to every node.
 pub const ERROR_BYTES_MAX: usize = 512;
 
@@ -148,8 +155,22 @@ impl Life {
         match report {
             DriverReport::Prepared { container_id } => {
                 if self.answered(Call::Prepare) {
+                    self.settled();
+                    if !self.status.state.is_terminal() {
+                        self.status.error.clear(); // what was lacking is there
+                    }
                     self.status.container_id = container_id;
                     self.advance(TaskState::Ready, "prepared", now.wall);
+                }
+            }
+            DriverReport::NotYet { reason } => {
+                if self.answered(Call::Prepare) {
+                    let doublings = self.attempts.min(16);
+                    self.attempts = self.attempts.saturating_add(1);
+                    self.retry = now.time + (PREPARE_DELAY_MIN * 2u32.pow(doublings)).min(PREPARE_DELAY_MAX);
+                    if !self.status.state.is_terminal() {
+                        self.status.error = shorten(&reason);
+                    }
                 }
             }
             DriverReport::Started(running) => {
@@ -190,7 +211,8 @@ impl Life {
             }
             return None;
         }
-        if now.time < self.retry {
+        let ends = matches!(goal, Goal::Stop | Goal::Discard);
+        if now.time < self.retry && !(ends && self.status.state == TaskState::Preparing) {
             return None;
         }
         let call = match goal {
@@ -236,7 +258,8 @@ impl Life {
                 self.advance(TaskState::Starting, "starting", now.wall);
                 Some(Call::Start)
             }
-            TaskState::Preparing | TaskState::Ready | TaskState::Starting | TaskState::Running => None,
+            TaskState::Preparing => Some(Call::Prepare), // something was lacking
+            TaskState::Ready | TaskState::Starting | TaskState::Running => None,
             TaskState::Complete
             | TaskState::Shutdown
             | TaskState::Failed

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use shoal_protocol::TaskId;
-use shoal_protocol::spec::{Mount, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
+use shoal_protocol::spec::{FileReference, Mount, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
 
-use super::{ContainerPlan, NodeIdentity, Wanted};
+use super::{ContainerPlan, NodeIdentity, PlannedFile, Wanted};
 
 /// Label with the cluster's identifier.
 pub const LABEL_CLUSTER: &str = "shoal.cluster.id";
@@ -69,7 +69,25 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         stop_grace: stop_grace(template),
         read_only: spec.read_only,
         mounts: spec.mounts.iter().map(Mount::cleaned).collect(),
+        // One that cannot be resolved was refused when the template was read.
+        files: spec.files().filter_map(|reference| file(reference).ok()).collect(),
         limits: template.resources.limits.clone(),
         host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
     }
+}
+
+/// Reads a stored template; the error says what in it this version cannot do.
+pub fn read(json: &str) -> Result<TaskTemplate, String> {
+    let template: TaskTemplate = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    template.container_spec.files().try_for_each(|reference| file(reference).map(drop))?;
+    Ok(template)
+}
+
+/// Resolves a secret or config.
+fn file(reference: FileReference<'_>) -> Result<PlannedFile, String> {
+    let FileReference { kind, id, name, file } = reference;
+    let malformed = || format!("malformed {} reference", kind.name());
+    let (uid, gid, mode) = file.ok_or_else(malformed)?.owner_and_mode().map_err(|error| error.to_string())?;
+    let id = id.parse().map_err(|_| malformed())?;
+    Ok(PlannedFile { kind, id, name: name.to_owned(), path: reference.path().ok_or_else(malformed)?, uid, gid, mode })
 }

@@ -8,7 +8,7 @@ use axum::http::Method;
 use crate::api::ApiError;
 
 /// First parts of the paths that the engine answers. All others are the cluster's, whatever the engine makes of them.
-const ENGINE: [&str; 13] = [
+const ENGINE: [&str; 12] = [
     "auth",
     "build",
     "commit",
@@ -17,7 +17,6 @@ const ENGINE: [&str; 13] = [
     "exec",
     "grpc",
     "images",
-    "networks",
     "plugins",
     "session",
     "system",
@@ -31,6 +30,8 @@ pub enum Owner {
     Cluster,
     /// The Docker Engine.
     Engine,
+    /// The cluster what it has, the Docker Engine the rest: networks.
+    Both,
 }
 
 /// Returns who answers a request for a path without version. Refuses a path of the engine's that could be read in two ways.
@@ -38,14 +39,20 @@ pub fn owner(method: &Method, path: &str) -> Result<Owner, ApiError> {
     let rest = path.strip_prefix('/').unwrap_or_default();
     let first = rest.split('/').next().unwrap_or_default();
     let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE];
-    if !ENGINE.contains(&first) || !known.contains(method) {
-        return Ok(Owner::Cluster);
+    let owner = match first {
+        _ if !known.contains(method) => Owner::Cluster,
+        "networks" => Owner::Both,
+        first if ENGINE.contains(&first) => Owner::Engine,
+        _ => Owner::Cluster,
+    };
+    if owner == Owner::Cluster {
+        return Ok(owner);
     }
     let plain = percent_decoded(rest).is_some_and(|decoded| {
         let parts = || decoded.split(|byte| matches!(byte, b'/' | b'\\'));
         parts().all(|part| !matches!(part, b"" | b"." | b"..")) && !decoded.iter().any(u8::is_ascii_control)
     });
-    if plain { Ok(Owner::Engine) } else { Err(ApiError::invalid(format!("the path {path} is ambiguous"))) }
+    if plain { Ok(owner) } else { Err(ApiError::invalid(format!("the path {path} is ambiguous"))) }
 }
 
 /// Replaces `%XX`; `None` if what follows a per cent sign is no number.
@@ -81,13 +88,14 @@ mod tests {
             "/system/df",
             "/distribution/lab/web:1/json",
             "/volumes/swarm",
-            "/networks/init",
             "/containers/a%20b/json",
             "/containers/%252e%252e/json",
             "/containers/...",
         ] {
             assert_eq!(owner(&Method::GET, path), Ok(Owner::Engine), "{path}");
         }
+        assert_eq!(owner(&Method::GET, "/networks"), Ok(Owner::Both));
+        assert_eq!(owner(&Method::DELETE, "/networks/init"), Ok(Owner::Both));
     }
 
     #[test]
@@ -136,6 +144,7 @@ mod tests {
             "/containers/%zz/json",
             "/containers/%0d%0a/json",
             "/containers/a%00/json",
+            "/networks/../swarm/init",
         ] {
             let refused = owner(&Method::POST, path).unwrap_err();
             assert_eq!(refused.status.as_u16(), 400, "{path}");

@@ -14,6 +14,8 @@ pub enum Kind {
     Node,
     /// A service.
     Service,
+    /// A secret, config or network.
+    Object(shoal_protocol::Kind),
 }
 
 impl Kind {
@@ -22,6 +24,7 @@ impl Kind {
         match self {
             Self::Node => "node",
             Self::Service => "service",
+            Self::Object(kind) => kind.name(),
         }
     }
 }

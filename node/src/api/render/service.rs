@@ -1,5 +1,7 @@
 //! Services.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -68,7 +70,8 @@ struct ServiceStatus {
 /// Renders a service.
 pub fn service(view: &ServiceView, extras: Extras) -> Service {
     let object = &view.object;
-    let spec = if extras.defaults { raw(&with_defaults(&object.spec)) } else { raw(&object.spec) };
+    let spec = with_replicas(view);
+    let spec = if extras.defaults { raw(&with_defaults(&spec)) } else { raw(&spec) };
     // What an earlier spec's update came to says nothing about this one.
     let progress = view.progress.as_ref().filter(|progress| progress.index == object.index && object.index > 1);
     Service {
@@ -112,6 +115,19 @@ pub fn update_state(state: UpdateState) -> &'static str {
         UpdateState::RollbackPaused => "rollback_paused",
         UpdateState::RollbackCompleted => "rollback_completed",
     }
+}
+
+/// Fills in the one replica of a spec that says none: Docker's clients wait for no service of which they do not know how many.
+fn with_replicas(view: &ServiceView) -> Cow<'_, str> {
+    let json = &view.object.spec;
+    let mode = &view.spec.mode;
+    let says =
+        mode.global.is_some() || mode.replicated.as_ref().is_some_and(|replicated| replicated.replicas.is_some());
+    let Some(mut spec) = (!says).then(|| serde_json::from_str::<Value>(json).ok()).flatten() else {
+        return Cow::Borrowed(json);
+    };
+    fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
+    Cow::Owned(spec.to_string())
 }
 
 /// Fills in what Swarm would do where the user left it open. Source: Docker Engine 20.10, as captured.

@@ -45,6 +45,7 @@ fn container(number: u32, state: ContainerState, created: WallTime, sizes: bool)
             stop_grace: Duration::from_secs(10),
             read_only: false,
             mounts: vec![data],
+            files: Vec::new(),
             limits: Limits { memory_bytes: 33_554_432, ..Limits::default() },
             host_ports: vec![port],
         },

@@ -132,7 +132,7 @@ async fn start() -> (Server, Arc<Asked>, tempfile::TempDir) {
         .route("/v1.41/containers/x/attach", post(attach))
         .route("/v1.41/build", post(build))
         .route("/images/load", post("{\"stream\":\"Loaded image: behind:1\\n\"}\n"))
-        .route("/v1.41/networks/none", get((StatusCode::NOT_FOUND, "{\"message\":\"network none not found\"}")))
+        .route("/networks/none", get((StatusCode::NOT_FOUND, Json(json!({"message": "network none not found"})))))
         .route("/{*path}", any(swarm))
         .with_state(asked.clone());
     let listener = UnixListener::bind(&path).unwrap();
@@ -280,8 +280,8 @@ async fn no_way_leads_to_the_engines_own_swarm() {
         ("/v1.41/v1.41/swarm/init", 404),
         ("/v1/swarm/init", 404),
         ("/v1.41/%73warm/init", 404),
-        ("/v1.41/secrets/create", 501),
-        ("/v1.41/configs/create", 501),
+        ("/v1.41/secrets/create", 400),
+        ("/v1.41/configs/create", 400),
     ] {
         let (status, message) = server.refused(Method::POST, path, "").await;
         assert_eq!(status, want, "{path}: {message}");

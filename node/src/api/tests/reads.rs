@@ -231,8 +231,8 @@ async fn what_is_not_there_is_refused_in_dockers_words() {
         (Method::GET, "/nodes/000", 400, "node 000 is ambiguous (2 matches found)"),
         (Method::GET, "/nosuch", 404, "page not found"),
         (Method::GET, "/v1.99/info", 400, "client version 1.99 is too new. Maximum supported API version is 1.50"),
-        (Method::GET, "/networks", 501, "network is not supported yet (GET /networks)"),
-        (Method::POST, "/v1.41/secrets/create", 501, "secret is not supported yet (POST /secrets/create)"),
+        (Method::PUT, "/networks", 501, "this operation on networks is not supported yet (PUT /networks)"),
+        (Method::PUT, "/v1.41/secrets/x", 501, "this operation on secrets is not supported yet (PUT /secrets/x)"),
         (Method::GET, "/distribution/lab/web:1/json", 501, "asking a registry about lab/web:1 is not supported yet"),
         (Method::GET, "/services?filters=%7B%22colour%22:%7B%22red%22:true%7D%7D", 400, "invalid filter 'colour'"),
         (Method::DELETE, "/images/lab/web:1", 404, "No such image: lab/web:1 on n1"),
@@ -345,5 +345,22 @@ async fn metrics_count_what_published_ports_carry() {
             None => break,
             Some(line) => assert!(started.elapsed().as_secs() < 20, "{line}: {text}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn the_one_replica_that_a_spec_leaves_out_is_shown() {
+    let server = Server::start(Fake::new());
+    for (mode, want) in [
+        (r#"{"Replicated":{}}"#, json!({"Replicated": {"Replicas": 1}})),
+        ("{}", json!({"Replicated": {"Replicas": 1}})),
+        (r#"{"Replicated":{"Replicas":0}}"#, json!({"Replicated": {"Replicas": 0}})),
+        (r#"{"Global":{}}"#, json!({"Global": {}})),
+    ] {
+        let spec =
+            format!(r#"{{"Name":"one","TaskTemplate":{{"ContainerSpec":{{"Image":"x"}},"Unknown":7}},"Mode":{mode}}}"#);
+        service(&mut server.fake.store.lock().unwrap(), ServiceId(77), &spec, 1);
+        let shown = server.get("/services/one").await;
+        assert_eq!((&shown["Spec"]["Mode"], &shown["Spec"]["TaskTemplate"]["Unknown"]), (&want, &json!(7)), "{mode}");
     }
 }

@@ -20,6 +20,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
+use shoal_protocol::subnet::Subnet;
 use shoal_protocol::{NodeId, TaskId};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -28,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::bundle::{read_json, write_json};
 use super::images::hex;
-use super::subnet::{Addresses, NODE_PREFIX, Subnet, choose};
+use super::subnet::{Addresses, NODE_PREFIX, choose};
 use crate::supervisor::INTERFACE;
 
 /// How long other nodes of this host may take to choose their block.

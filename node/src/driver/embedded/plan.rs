@@ -4,12 +4,13 @@ use std::net::Ipv4Addr;
 
 use sha2::{Digest, Sha256};
 use shoal_control::task::ContainerPlan;
+use shoal_protocol::subnet::Subnet;
 
 use super::EmbeddedConfig;
 use super::bundle::{Bundle, wall_now};
 use super::images::{Image, hex, platform_architecture};
 use super::process::parse_signal;
-use super::subnet::{Addresses, Subnet};
+use super::subnet::Addresses;
 use super::volumes;
 use crate::driver::DriverError;
 

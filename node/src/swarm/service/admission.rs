@@ -10,7 +10,7 @@ use libp2p::swarm::{ConnectionId, Stream, StreamProtocol};
 use shoal_protocol::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{API, CONTROL, DATAGRAMS, HELLO, JOIN, RENEW, TUNNEL};
+use super::{API, CONTROL, DATAGRAMS, HELLO, JOIN, RENEW, SECRET, TUNNEL};
 use super::{Dial, Note, Service, UNADMITTED_MAX};
 use crate::swarm::behaviour::Inbound;
 use crate::swarm::hello::{self, Outcome};
@@ -18,7 +18,7 @@ use crate::swarm::link::{Link, Peer};
 use crate::swarm::shared::Shared;
 use crate::swarm::stream::PeerStream;
 use crate::swarm::wire::Purpose;
-use crate::swarm::{Refusal, SwarmEvent, join};
+use crate::swarm::{Refusal, SwarmEvent, join, secret};
 
 /// How long a refused node has to read why.
 const REFUSED_MAX: Duration = Duration::from_secs(2);
@@ -168,6 +168,14 @@ impl Service {
                 let (shared, events, link) = (self.shared.clone(), self.events.clone(), link.clone());
                 tokio::spawn(async move {
                     let _ = refreshed(&shared, &link, &public_key, &events, &mut stream).await;
+                });
+            }
+            protocol if *protocol == SECRET => {
+                let (shared, events, room) = (self.shared.clone(), self.events.clone(), self.secrets.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = secret::serve(&shared, from, &events, &room, &mut stream).await {
+                        tracing::debug!(node = %from, %error, "a node that asked for a secret went away");
+                    }
                 });
             }
             _ => {} // A join or a second control stream on a link has no meaning.

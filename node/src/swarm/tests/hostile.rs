@@ -1,14 +1,18 @@
 //! Peers that do not keep to the protocol.
 
 use super::*;
+use crate::swarm::SecretError;
 use crate::swarm::service::{self, Behaviour, CONTROL, HELLO};
 use crate::swarm::wire::{self, Hello, HelloReply, Introduction, JoinAnswer, JoinAsk, Purpose};
 use futures::StreamExt;
 use libp2p::StreamProtocol;
 use libp2p::swarm::dial_opts::DialOpts;
+use shoal_control::core::Withheld;
 use shoal_protocol::message::PeerMessage;
+use shoal_protocol::{ObjectId, TaskId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use zeroize::Zeroizing;
 
 /// A libp2p node that speaks the right transport, and otherwise does as a test tells it.
 struct Intruder {
@@ -101,7 +105,7 @@ async fn without_a_credential_no_protocol_does_anything() {
     let cluster = TestCluster::new();
     let mut a = cluster.node(Role::Manager).await;
     let mut intruder = Intruder::connect(&NodeKey::generate(), a.address()).await;
-    for protocol in [CONTROL, service::TUNNEL, service::DATAGRAMS, service::API, service::RENEW] {
+    for protocol in [CONTROL, service::TUNNEL, service::DATAGRAMS, service::API, service::RENEW, service::SECRET] {
         let answer = intruder
             .on_stream(protocol, async |mut stream| {
                 let frame = codec::encode(&PeerMessage::Ping { digest: 0 }).unwrap();
@@ -205,4 +209,38 @@ async fn a_member_that_breaks_the_protocol_is_cut_off() {
         a.expect_down(key.node_id()).await;
         intruder.expect_end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_learns_who_asks_for_a_secret_and_its_word_arrives() {
+    let cluster = TestCluster::new();
+    let (mut manager, mut worker) = (cluster.node(Role::Manager).await, cluster.node(Role::Worker).await);
+    link(&mut worker, &mut manager).await;
+    let (id, asked_node, task, secret) = (worker.id, manager.id, TaskId(3), ObjectId(4));
+    let large = vec![7; shoal_protocol::object::DATA_BYTES_LIMIT - 1];
+    for (given, want) in [
+        (Ok(Zeroizing::new(large.clone())), Ok(large)),
+        (Err(Withheld::NotYet("later".to_owned())), Err(Withheld::NotYet("later".to_owned()))),
+        (Err(Withheld::Refused("no".to_owned())), Err(Withheld::Refused("no".to_owned()))),
+    ] {
+        let deciding = manager.expect("a question", |event| match event {
+            SwarmEvent::Secret { from, task, secret, reply } => Some(((from, task, secret), reply)),
+            _ => None,
+        });
+        let deciding = async {
+            let (asked, reply) = deciding.await;
+            assert_eq!(asked, (id, task, secret));
+            reply.send(given).unwrap();
+        };
+        let (got, ()) = tokio::join!(worker.handle.secret(asked_node, task, secret), deciding);
+        match (got, want) {
+            (Ok(got), Ok(want)) => assert_eq!(*got, want),
+            (Err(SecretError::Withheld(got)), Err(want)) => assert_eq!(got, want),
+            (got, want) => panic!("{got:?} is not {want:?}"),
+        }
+    }
+    let asked_of_worker = manager.handle.secret(worker.id, task, secret).await;
+    assert!(matches!(asked_of_worker, Err(SecretError::Withheld(Withheld::NotYet(_)))), "{asked_of_worker:?}");
+    let stranger = worker.handle.secret(NodeId(99), task, secret).await;
+    assert!(matches!(stranger, Err(SecretError::Unreachable(_))), "{stranger:?}");
 }

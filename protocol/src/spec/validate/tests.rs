@@ -120,7 +120,11 @@ fn what_is_not_acted_on_is_refused_by_name() {
     for (patch, want) in [
         (r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}}}"#.to_owned(), "replicated-job is"),
         (r#"{"Mode":{"GlobalJob":{}}}"#.to_owned(), "global-job is"),
-        (r#"{"TaskTemplate":{"Networks":[{"Target":"ov"}]}}"#.to_owned(), "networks are"),
+        (r#"{"Networks":[{"Target":"ov"}]}"#.to_owned(), "networks outside of the task template are"),
+        (
+            r#"{"TaskTemplate":{"Networks":[{"Target":"ov","DriverOpts":{"a":"b"}}]}}"#.to_owned(),
+            "driver options of network attachments are",
+        ),
         (r#"{"TaskTemplate":{"LogDriver":{"Name":"json-file"}}}"#.to_owned(), "log drivers are"),
         (r#"{"TaskTemplate":{"Runtime":"plugin"}}"#.to_owned(), "task runtimes other than 'container' are"),
         (r#"{"TaskTemplate":{"Placement":{"Preferences":[{}]}}}"#.to_owned(), "placement preferences are"),
@@ -147,8 +151,6 @@ fn what_is_not_acted_on_is_refused_by_name() {
         ),
         (mount(r#""Type":"tmpfs","TmpfsOptions":{"Options":[["exec"]]}"#), "further options of a tmpfs are"),
         (mount(r#""Type":"tmpfs","Novelty":1"#), "TaskTemplate.ContainerSpec.Mounts.Novelty is"),
-        (container(r#""Secrets":[{"SecretID":"x"}]"#), "secrets are"),
-        (container(r#""Configs":[{"ConfigID":"x"}]"#), "configs are"),
         (container(r#""Healthcheck":{"Test":["NONE"]}"#), "health checks are"),
         (container(r#""Init":true"#), "an init process in the container is"),
         (container(r#""DNSConfig":{"Nameservers":["10.0.0.1"]}"#), "DNS settings are"),

@@ -326,3 +326,36 @@ fn long_errors_are_cut_between_characters() {
     let text = shorten(&"é".repeat(ERROR_BYTES_MAX));
     assert!(text.len() <= ERROR_BYTES_MAX + '…'.len_utf8());
 }
+
+#[test]
+fn a_task_that_lacks_something_is_prepared_again_until_it_is_unwanted() {
+    let not_yet = || DriverReport::NotYet { reason: "no manager answers".to_owned() };
+    let waiting = life(TaskState::Preparing, Container::Created, Some(Call::Prepare));
+    let (waiting, call) = step(waiting, Goal::Run, Some(not_yet()), NOW);
+    assert_eq!((waiting.status.state, call), (TaskState::Preparing, None));
+    assert_eq!(waiting.status.error, "no manager answers");
+    let mut now = NOW;
+    let (mut again, mut pauses) = (waiting.clone(), Vec::new());
+    for _ in 0..10 {
+        pauses.push(again.retry.since(now.time));
+        now.time = again.retry;
+        let (asks, call) = step(again, Goal::Run, None, now);
+        assert_eq!(call, Some(Call::Prepare));
+        again = step(asks, Goal::Run, Some(not_yet()), now).0;
+    }
+    assert_eq!((pauses[0], pauses[9]), (PREPARE_DELAY_MIN, PREPARE_DELAY_MAX));
+    // It came.
+    now.time = again.retry;
+    let (asks, _) = step(again, Goal::Run, None, now);
+    let (ready, call) = step(asks, Goal::Run, Some(prepared()), now);
+    assert_eq!((ready.status.state, call), (TaskState::Starting, Some(Call::Start)));
+    assert_eq!(ready.status.error, "");
+    // It is refused.
+    let (asks, _) = step(waiting.clone(), Goal::Run, None, Now { time: waiting.retry, ..NOW });
+    assert_eq!(step(asks, Goal::Run, Some(rejected()), NOW).0.status.state, TaskState::Rejected);
+    // It is wanted no more: nobody waits for the next attempt.
+    let (stopped, call) = step(waiting.clone(), Goal::Stop, None, NOW);
+    assert_eq!((stopped.status.state, call, stopped.status.error.as_str()), (TaskState::Shutdown, None, ""));
+    let (_, call) = step(waiting, Goal::Discard, None, NOW);
+    assert_eq!(call, Some(Call::Remove));
+}

@@ -1,0 +1,202 @@
+//! Networks. Source: Docker Engine API v1.50, the part for networks of a swarm.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shoal_protocol::object::network::NetworkSpec;
+use shoal_protocol::write::{Write, WriteError};
+use shoal_protocol::{Kind, ObjectId};
+
+use super::engine::Engine;
+use super::filters::Filters;
+use super::render;
+use super::snapshot::{ObjectView, Pick, Want};
+use super::{Api, ApiError, FromPeer, query, unsupported};
+
+/// Keys that listings can be filtered by.
+const FILTERS: [&str; 6] = ["driver", "id", "label", "name", "scope", "type"];
+/// Bytes of the engine's answer to a request to prune; of more nothing is told.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Keys that choose what is pruned.
+const PRUNE_FILTERS: [&str; 1] = ["label"];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct InspectQuery {
+    scope: Option<String>,
+}
+
+/// `GET /networks`.
+pub(super) async fn list(
+    State(api): State<Api>,
+    Query(query): Query<ListQuery>,
+    request: Request,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let filters = Filters::parse(query.filters.as_deref(), &FILTERS)?;
+    let networks = api.networks().await?;
+    let mut list: Vec<Value> = networks
+        .iter()
+        .filter(|network| fits(network, &filters))
+        .map(|network| json!(render::network(network)))
+        .collect();
+    if let Some(engine) = api.engine_behind(&request) {
+        let path = request.uri().path_and_query().map_or("/networks", |path| path.as_str());
+        list.extend(engine.ask(path).await?.as_array().cloned().unwrap_or_default());
+    }
+    Ok(Json(list))
+}
+
+fn fits(network: &ObjectView, filters: &Filters) -> bool {
+    let labels = NetworkSpec::parse(&network.head.spec).unwrap_or_default().labels;
+    filters.any("driver", |driver| driver == "overlay")
+        && filters.any("scope", |scope| scope == "swarm")
+        && filters.any("type", |kind| kind == "custom")
+        && filters.any("id", |id| network.id.to_string().contains(id))
+        && filters.any("name", |name| network.head.name.contains(name))
+        && filters.labels("label", &labels)
+}
+
+/// `GET /networks/{id}`. What `verbose` adds there is nothing of: tasks have no addresses in networks yet.
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(query): Query<InspectQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let found = match query.scope.as_deref() {
+        None | Some("" | "swarm") => api.object(Kind::Network, &name).await,
+        Some(_) => Err(ApiError::not_found("network", &name)),
+    };
+    match found {
+        Ok(network) => Ok(Json(render::network(&network)).into_response()),
+        Err(error) => api.or_of_engine(error, request).await,
+    }
+}
+
+/// `POST /networks/create`.
+pub(super) async fn create(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+    let engine = api.engine_behind(&request);
+    let (parts, body) = request.into_parts();
+    let body = String::from_request(Request::from_parts(parts.clone(), body), &()).await;
+    let body = body.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
+    let (spec, value) = query::object(&body)?;
+    if let Some(engine) = engine.filter(|_| is_local(&value)) {
+        return engine.pass(Request::from_parts(parts, Body::from(body))).await;
+    }
+    let id = ObjectId(rand::random());
+    let write = Write::CreateObject { kind: Kind::Network, id, spec: spec.to_owned(), data: Vec::new() };
+    let written = api.backend.write(write).await.map_err(|error| match error {
+        // In Docker the engine says so, not the swarm.
+        WriteError::Conflict(text) => ApiError::new(StatusCode::CONFLICT, text),
+        error => error.into(),
+    })?;
+    api.wait_for_object(Kind::Network, id, written.index).await;
+    Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": written.warnings.join("; ")}))).into_response())
+}
+
+/// Returns whether somebody who asks for a network wants one of this machine alone, as Docker's engine reads it.
+fn is_local(spec: &Value) -> bool {
+    spec["Driver"].as_str() != Some("overlay") && spec["Scope"].as_str() != Some("swarm")
+}
+
+/// `DELETE /networks/{id}`.
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let network = match api.object(Kind::Network, &name).await {
+        Ok(network) => network,
+        Err(error) => return api.or_of_engine(error, request).await,
+    };
+    if network.is_ingress() {
+        return Err(ApiError::unsupported("removing the ingress network"));
+    }
+    api.backend.write(Write::RemoveObject { kind: Kind::Network, id: network.id }).await?;
+    api.wait_for_object(Kind::Network, network.id, 0).await;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /networks/{id}/connect` and `…/disconnect`: only the engine's networks take containers.
+pub(super) async fn attach(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+    match api.engine_behind(&request) {
+        Some(engine) => engine.pass(request).await,
+        None => Err(unsupported::fallback(request.method().clone(), request.uri().clone()).await),
+    }
+}
+
+/// `POST /networks/prune`: removes what no service uses.
+pub(super) async fn prune(
+    State(api): State<Api>,
+    Query(query): Query<ListQuery>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let filters = Filters::parse(query.filters.as_deref(), &PRUNE_FILTERS)?;
+    let mut deleted = Vec::new();
+    for network in api.networks().await?.into_iter().filter(|network| !network.is_ingress() && fits(network, &filters))
+    {
+        match api.backend.write(Write::RemoveObject { kind: Kind::Network, id: network.id }).await {
+            Ok(_) => {
+                api.wait_for_object(Kind::Network, network.id, 0).await;
+                deleted.push(network.head.name);
+            }
+            // Used, or gone meanwhile.
+            Err(WriteError::Precondition(_) | WriteError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(engine) = api.engine_behind(&request) {
+        let answer = engine.pass(request).await?;
+        let body = axum::body::to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
+        let pruned: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let names = pruned["NetworksDeleted"].as_array().into_iter().flatten();
+        deleted.extend(names.filter_map(|name| name.as_str().map(str::to_owned)));
+    }
+    Ok(Json(json!({"NetworksDeleted": deleted})))
+}
+
+impl Api {
+    /// Returns the engine that has networks of its own, unless another node asks.
+    fn engine_behind(&self, request: &Request) -> Option<Arc<Engine>> {
+        self.backend.engine().filter(|_| request.extensions().get::<FromPeer>().is_none())
+    }
+
+    /// Asks the engine about a network that the cluster has not.
+    async fn or_of_engine(&self, error: ApiError, request: Request) -> Result<Response, ApiError> {
+        match self.engine_behind(&request).filter(|_| error.status == StatusCode::NOT_FOUND) {
+            Some(engine) => engine.pass(request).await,
+            None => Err(error),
+        }
+    }
+
+    async fn networks(&self) -> Result<Vec<ObjectView>, ApiError> {
+        let want = Want { objects: Some((Kind::Network, Pick::All)), ..Want::default() };
+        Ok(self.backend.snapshot(want).await?.objects)
+    }
+
+    /// Writes the identifiers of networks into a service's spec where it has names. A spec without networks stays as it is.
+    pub(super) async fn with_network_ids(&self, spec: String) -> Result<String, ApiError> {
+        let Ok(mut value) = serde_json::from_str::<Value>(&spec) else { return Ok(spec) };
+        let networks = value.pointer_mut("/TaskTemplate/Networks").and_then(Value::as_array_mut);
+        let Some(networks) = networks else { return Ok(spec) };
+        let mut changed = false;
+        for network in networks {
+            let Some(target) = network["Target"].as_str().filter(|target| target.parse::<ObjectId>().is_err()) else {
+                continue;
+            };
+            network["Target"] = json!(self.object(Kind::Network, target).await?.id);
+            changed = true;
+        }
+        Ok(if changed { value.to_string() } else { spec })
+    }
+}

@@ -1,0 +1,110 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use shoal_control::task::plan::container_plan;
+use shoal_control::task::{NodeIdentity, Wanted};
+use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::{Reservations, TaskTemplate};
+use shoal_protocol::{ClusterId, Kind, ServiceId, TaskState};
+
+use super::*;
+
+fn node() -> NodeIdentity {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = u128::from(std::process::id()) << 32 | u128::from(COUNT.fetch_add(1, Ordering::Relaxed));
+    NodeIdentity {
+        id: NodeId(number | 1 << 100),
+        hostname: "n1".to_owned(),
+        cluster: ClusterId(1),
+        capacity: Reservations::default(),
+    }
+}
+
+fn plan(node: &NodeIdentity, files: &[(u128, u32)]) -> ContainerPlan {
+    let template = TaskTemplate::default();
+    let wanted = Wanted {
+        service: ServiceId(1),
+        slot: SlotName::Replica(1),
+        desired: TaskState::Running,
+        template: Ok(Arc::new(template.clone())),
+        service_name: "web".to_owned(),
+        ports: Vec::new(),
+        fenced: false,
+    };
+    let mut plan = container_plan(TaskId(1), &wanted, &template, node);
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let file = |(id, mode): &(u128, u32)| PlannedFile {
+        kind: Kind::Secret,
+        id: ObjectId(*id),
+        name: format!("sec{id}"),
+        path: format!("/run/secrets/sec{id}"),
+        uid,
+        gid,
+        mode: *mode,
+    };
+    plan.files = files.iter().map(file).collect();
+    plan
+}
+
+fn known(ids: &[u128]) -> Arc<KnownFiles> {
+    Arc::new(KnownFiles(ids.iter().map(|id| (ObjectId(*id), format!("marker-{id}").into_bytes())).collect()))
+}
+
+#[tokio::test]
+async fn files_are_in_memory_and_go_without_a_trace() {
+    let node = node();
+    let files = TaskFiles::new(node.id, known(&[1, 2]));
+    let plan = plan(&node, &[(1, 0o400), (2, 0o444)]);
+    for _ in 0..2 {
+        let provided = files.provide(&plan).await.unwrap();
+        assert_eq!(provided.mounts.len(), 2, "preparing again replaces what is there");
+        for (mount, (text, mode)) in provided.mounts.iter().zip([("marker-1", 0o400), ("marker-2", 0o444)]) {
+            assert_eq!((mount.kind, mount.read_only), (MountKind::Bind, true));
+            assert_eq!(fs::read_to_string(&mount.source).unwrap(), text);
+            assert_eq!(fs::metadata(&mount.source).unwrap().mode() & 0o7777, mode);
+            assert_eq!(statfs(Path::new(&mount.source)).unwrap().f_type as u64, TMPFS_MAGIC);
+        }
+        let directory = Path::new(&provided.mounts[0].source).ancestors().nth(2).unwrap().to_owned();
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700, "nobody else looks in");
+    }
+    files.remove(plan.task);
+    for memory in MEMORY {
+        assert!(!Path::new(memory).join(format!("shoal-{}", node.id)).exists());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_written_unless_all_is_there() {
+    let node = node();
+    let files = TaskFiles::new(node.id, known(&[1]));
+    let error = files.provide(&plan(&node, &[(1, 0o400), (2, 0o400)])).await.unwrap_err();
+    assert_eq!(error.to_string(), "secret sec2: it is not known");
+    assert!(MEMORY.iter().all(|memory| !Path::new(memory).join(format!("shoal-{}", node.id)).exists()));
+    let none = files.provide(&plan(&node, &[])).await.unwrap();
+    assert!(none.mounts.is_empty());
+}
+
+#[tokio::test]
+async fn a_daemon_that_begins_removes_what_an_earlier_one_left() {
+    let node = node();
+    let first = TaskFiles::new(node.id, known(&[1]));
+    let source = first.provide(&plan(&node, &[(1, 0o400)])).await.unwrap().mounts[0].source.clone();
+    let second = TaskFiles::new(node.id, known(&[1]));
+    assert!(!Path::new(&source).exists());
+    second.provide(&plan(&node, &[(1, 0o400)])).await.unwrap();
+    drop(second);
+    assert!(!Path::new(&source).exists(), "and what it made itself when it ends");
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("a");
+    make_private(&place).unwrap();
+    make_private(&place).unwrap();
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(make_private(&place).is_err(), "others can look in");
+    let link = directory.path().join("b");
+    std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+    assert!(make_private(&link).is_err(), "it leads elsewhere");
+}

@@ -1,0 +1,159 @@
+//! Where this node's tasks get their secrets and configs: from its own document, or a secret from a manager.
+//!
+//! The decision is [`shoal_control::core::Control::may_have`], on the manager that hands out; a manager asks itself the same.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rand::seq::SliceRandom;
+use shoal_control::core::Withheld;
+use shoal_control::task::PlannedFile;
+use shoal_protocol::token::Role;
+use shoal_protocol::write::WriteError;
+use shoal_protocol::{Kind, NodeId, ObjectId, TaskId};
+use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
+
+use super::member::Member;
+use crate::driver::files::{FileSource, TaskFiles};
+use crate::identity::{open_secret, seal_secret};
+use crate::swarm::{SecretError, SwarmHandle};
+
+/// Questions that may wait for the loop; whoever comes after waits to be let in.
+const ASKS_MAX: usize = 16;
+
+/// Managers that are asked for one secret in one attempt; the next attempt asks others, by chance.
+const MANAGERS_ASKED_MAX: usize = 3;
+
+/// The content of a secret or config.
+type Content = Zeroizing<Vec<u8>>;
+
+/// A question of this node's own tasks.
+pub(super) struct FileAsk {
+    task: TaskId,
+    kind: Kind,
+    id: ObjectId,
+    reply: oneshot::Sender<Result<Have, Withheld>>,
+}
+
+/// Where a file is.
+enum Have {
+    /// Here.
+    Content(Content),
+    /// Sealed: one of these managers can open it.
+    Ask(Vec<NodeId>),
+}
+
+/// Fetches the files of this node's tasks.
+struct Fetcher {
+    asks: mpsc::Sender<FileAsk>,
+    swarm: SwarmHandle,
+}
+
+/// Returns the files of a node's tasks, and the questions about them, which the member answers.
+pub(super) fn start(node: NodeId, swarm: SwarmHandle) -> (TaskFiles, mpsc::Receiver<FileAsk>) {
+    let (asks, asked) = mpsc::channel(ASKS_MAX);
+    (TaskFiles::new(node, Arc::new(Fetcher { asks, swarm })), asked)
+}
+
+#[async_trait]
+impl FileSource for Fetcher {
+    async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<Content, Withheld> {
+        let ended = || Withheld::NotYet("the daemon is shutting down".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let ask = FileAsk { task, kind: file.kind, id: file.id, reply };
+        self.asks.send(ask).await.map_err(|_| ended())?;
+        let mut managers = match answer.await.map_err(|_| ended())?? {
+            Have::Content(content) => return Ok(content),
+            Have::Ask(managers) => managers,
+        };
+        managers.shuffle(&mut rand::rng());
+        let mut last = "no manager is connected".to_owned();
+        for manager in managers.into_iter().take(MANAGERS_ASKED_MAX) {
+            match self.swarm.secret(manager, task, file.id).await {
+                Ok(content) => return Ok(content),
+                Err(SecretError::Withheld(refused @ Withheld::Refused(_))) => return Err(refused),
+                Err(SecretError::Withheld(Withheld::NotYet(reason))) => last = reason,
+                Err(SecretError::Unreachable(error)) => last = format!("failed to ask manager {manager}: {error}"),
+            }
+        }
+        Err(Withheld::NotYet(last))
+    }
+}
+
+impl Member {
+    /// Answers a question of a task of this node.
+    pub(super) fn answer_file(&self, ask: FileAsk) {
+        let FileAsk { task, kind, id, reply } = ask;
+        // Whoever asked may have given up.
+        let _ = reply.send(self.file(task, kind, id));
+    }
+
+    fn file(&self, task: TaskId, kind: Kind, id: ObjectId) -> Result<Have, Withheld> {
+        let me = self.control.me();
+        if kind == Kind::Secret && !self.opens_secrets() {
+            return Ok(Have::Ask(self.managers()));
+        }
+        match kind {
+            Kind::Secret => self.secret_for(me, task, id).map(Have::Content),
+            Kind::Config | Kind::Network => {
+                self.control.may_have(me, task, kind, id)?;
+                let object = self.control.store().object_with_data(kind, id);
+                let object = object.ok_or_else(|| Withheld::NotYet(format!("{} {id} is gone", kind.name())))?;
+                Ok(Have::Content(Zeroizing::new(object.data)))
+            }
+        }
+    }
+
+    /// Opens a secret for a task of a node, if it may have it. `node` was proved by the connection, or is this node.
+    pub(super) fn secret_for(&self, node: NodeId, task: TaskId, id: ObjectId) -> Result<Content, Withheld> {
+        if !self.opens_secrets() {
+            return Err(Withheld::NotYet("the asked node is no manager".to_owned()));
+        }
+        self.control.may_have(node, task, Kind::Secret, id)?;
+        self.open_secret(id).map_err(Withheld::NotYet)
+    }
+
+    /// Opens a secret. Only for whoever may have it.
+    fn open_secret(&self, id: ObjectId) -> Result<Content, String> {
+        let store = self.control.store();
+        let object = store.object_with_data(Kind::Secret, id).ok_or_else(|| format!("secret {id} is gone"))?;
+        let key = self.membership.manager_key.as_ref().ok_or("this node has no key of the managers")?;
+        let cluster = store.cluster().ok_or("the cluster's settings have not arrived yet")?;
+        open_secret(key, cluster.id, id, &object.data)
+            .map_err(|_| format!("secret {id} cannot be opened: wrong key or damaged"))
+    }
+
+    /// Seals the data of a new secret.
+    pub(super) fn seal(&self, id: ObjectId, data: &[u8]) -> Result<Vec<u8>, WriteError> {
+        self.check_opens_secrets()?;
+        let cluster = self.control.store().cluster().map(|cluster| cluster.id);
+        let (Some(key), Some(cluster)) = (self.membership.manager_key.as_ref(), cluster) else {
+            return Err(super::membership::no_cluster());
+        };
+        seal_secret(key, cluster, id, data).map_err(|error| WriteError::Storage(error.to_string()))
+    }
+
+    /// Returns whether the data of a secret are these.
+    pub(super) fn holds(&self, id: ObjectId, data: &[u8]) -> Result<bool, WriteError> {
+        self.check_opens_secrets()?;
+        let opened = self.open_secret(id).map_err(WriteError::Precondition)?;
+        Ok(opened.as_slice() == data)
+    }
+
+    fn check_opens_secrets(&self) -> Result<(), WriteError> {
+        if self.opens_secrets() {
+            return Ok(());
+        }
+        Err(WriteError::NotManager { managers: self.control.manager_addresses() })
+    }
+
+    fn opens_secrets(&self) -> bool {
+        self.control.role() == Role::Manager && self.membership.manager_key.is_some()
+    }
+
+    fn managers(&self) -> Vec<NodeId> {
+        let peers = self.swarm.peers().into_iter();
+        peers.filter(|peer| self.control.is_manager_by(peer.node, peer.granted)).map(|peer| peer.node).collect()
+    }
+}

@@ -4,6 +4,8 @@
 //! that brought it about.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::driver::files::{FileError, TaskFiles};
-use crate::driver::{Driver, DriverError, Exit};
+use crate::driver::{Driver, DriverError, Exit, HealthReport};
 
 /// How long calls may take; one that takes longer is answered as failed.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +48,7 @@ pub const CALLS_MAX: usize = 4;
 /// How long the answer to a stop waits for the end of the container to be seen.
 const END_SEEN_MAX: Duration = Duration::from_secs(5);
 
-/// First and longest delay before waiting for a container again after the engine dropped the wait.
+/// First and longest delay before asking for a container's end or health again after the engine dropped the question.
 const WAIT_AGAIN_MIN: Duration = Duration::from_millis(100);
 const WAIT_AGAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -260,12 +262,35 @@ impl Shared {
         tokio::spawn(async move {
             cancelled
                 .run_until_cancelled(async {
-                    let Exit { code, error } = shared.wait(task).await;
+                    let Exit { code, error } = tokio::select! {
+                        exit = shared.wait(task) => exit,
+                        never = shared.follow_health(task) => match never {},
+                    };
                     shared.report(task, DriverReport::Exited { code, error }).await;
                     sender.send_replace(true);
                 })
                 .await;
         });
+    }
+
+    /// Reports what a container's health check finds, for as long as it is polled.
+    async fn follow_health(&self, task: TaskId) -> Infallible {
+        let (mut known, mut delay) = (None, WAIT_AGAIN_MIN);
+        loop {
+            match self.driver.health(task, known).await {
+                Ok(Some(HealthReport { status, output })) => {
+                    (known, delay) = (Some(status), WAIT_AGAIN_MIN);
+                    self.report(task, DriverReport::Health { status, output }).await;
+                }
+                Ok(None) => return future::pending().await,
+                Err(error) => {
+                    // Its end is seen by whoever waits for it.
+                    tracing::debug!(%task, error = chain(&error), "lost sight of a container's health; asking again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(WAIT_AGAIN_MAX);
+                }
+            }
+        }
     }
 
     /// Waits for the end of a container, however often the engine restarts meanwhile: asking again tells what became of it.

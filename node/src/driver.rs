@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{ContainerPlan, Found, Running};
 use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::{TaskId, WallTime};
@@ -94,6 +95,15 @@ pub struct Exit {
     pub error: String,
 }
 
+/// What the health check of a container finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthReport {
+    /// How it finds it.
+    pub status: HealthStatus,
+    /// What the last check wrote, at most [`shoal_control::task::health::OUTPUT_BYTES_MAX`] bytes.
+    pub output: String,
+}
+
 /// What the node can give to tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capacity {
@@ -148,7 +158,8 @@ pub struct LogQuery {
 }
 
 /// Runs containers. Implementations keep no state that a restart of the daemon would lose: what exists is found again by
-/// [`Driver::list`]. Calls for one task never overlap, except that [`Driver::wait`] may run beside any of them.
+/// [`Driver::list`]. Calls for one task never overlap, except that [`Driver::wait`] and [`Driver::health`] may run beside any of
+/// them.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
     /// Returns the name and version of the engine, such as `docker 20.10.24` or `embedded 0.1.0`.
@@ -169,6 +180,10 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Waits until a started container has ended; returns at once if it has already.
     async fn wait(&self, task: TaskId) -> Result<Exit, DriverError>;
+
+    /// Waits until the health check of a started container finds it otherwise than `known`, and returns how; nothing, at once,
+    /// if it has no check. Checks run as long as the container does, also while no daemon does.
+    async fn health(&self, task: TaskId, known: Option<HealthStatus>) -> Result<Option<HealthReport>, DriverError>;
 
     /// Sends the stop signal, and SIGKILL after the grace of the plan; returns when the container has ended.
     async fn stop(&self, task: TaskId) -> Result<(), DriverError>;

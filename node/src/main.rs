@@ -10,10 +10,12 @@ use tracing_subscriber::EnvFilter;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    // A container's supervisor must never have had a second thread: it is dispatched before anything else exists.
+    // What forks containers must never have had a second thread: it is dispatched before anything else exists.
     let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-    if arguments.next().as_deref() == Some(shoal_node::supervisor::SUBCOMMAND) {
-        return shoal_node::supervisor::main(arguments);
+    match arguments.next().as_deref() {
+        Some(shoal_node::supervisor::SUBCOMMAND) => return shoal_node::supervisor::main(arguments),
+        Some(shoal_node::supervisor::check::SUBCOMMAND) => return shoal_node::supervisor::check::main(arguments),
+        Some(_) | None => {}
     }
     let config = Config::parse();
     if let Err(error) = config.validate() {

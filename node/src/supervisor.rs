@@ -30,7 +30,9 @@ use crate::driver::embedded::bundle::{
 };
 use crate::driver::embedded::{cgroup, process};
 
+pub mod check;
 mod executor;
+mod health;
 mod mounts;
 mod network;
 mod rootfs;
@@ -43,6 +45,9 @@ pub use network::INTERFACE;
 
 /// The hidden subcommand of `shoald`.
 pub const SUBCOMMAND: &str = "supervise";
+
+/// The container's name to the runtime, whose files are in a directory of the container's own.
+const CONTAINER_NAME: &str = "container";
 
 /// Files of a container's directory that are mounted over those of the same name in its `/etc`.
 pub const NETWORK_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
@@ -116,7 +121,8 @@ fn supervise(directory: &BundleDir) -> Result<(), SuperviseError> {
     };
     say(&Progress::Started);
     close_conversation();
-    let (code, error) = match wait(pid, streams) {
+    let health = bundle.health.as_ref().map(|policy| health::Monitor::new(directory, policy));
+    let (code, error) = match wait(pid, streams, health) {
         Ok(code) if cgroup::out_of_memory_kills(&bundle.cgroup) > 0 => (code, OUT_OF_MEMORY.to_owned()),
         Ok(code) => (code, String::new()),
         Err(error) => (255, format!("failed to wait for the container: {error}")),
@@ -203,6 +209,11 @@ fn prepare(directory: &BundleDir, bundle: &Bundle) -> Result<Prepared, Supervise
     write_network_files(&directory.0, &bundle).map_err(failed("failed to write /etc/hosts"))?;
     let spec = spec::build(&bundle, &directory.0, &user, &mounted, !cgroup::is_unified());
     write_json(&directory.path("config.json"), &spec).map_err(failed("failed to write the specification"))?;
+    if let Some(policy) = &bundle.health {
+        let process = spec::check_process(&spec, policy);
+        let written = write_json(&directory.path(check::PROCESS_FILE), &process);
+        written.map_err(failed("failed to write the specification of the health check"))?;
+    }
     Ok(Prepared { program, bundle })
 }
 
@@ -253,7 +264,7 @@ fn create(directory: &BundleDir, prepared: Prepared) -> Result<Created, Supervis
     let _ = fs::remove_dir_all(&runtime);
     fs::create_dir_all(&runtime).map_err(failed)?;
     let build = || {
-        ContainerBuilder::new("container".to_owned(), SyscallType::default())
+        ContainerBuilder::new(CONTAINER_NAME.to_owned(), SyscallType::default())
             .with_executor(executor)
             .with_root_path(&runtime)?
             .with_stdin(File::open("/dev/null").map_err(libcontainer::error::LibcontainerError::OtherIO)?)
@@ -303,10 +314,10 @@ fn close_conversation() {
     }
 }
 
-fn wait(pid: Pid, streams: streams::Streams) -> io::Result<i32> {
+fn wait(pid: Pid, streams: streams::Streams, health: Option<health::Monitor>) -> io::Result<i32> {
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     // Whatever becomes of the output, the exit status is what counts.
-    let _ = streams.record_until(ended.as_fd());
+    let _ = streams.record_until(ended.as_fd(), health);
     loop {
         match waitpid(Some(pid), WaitOptions::empty()) {
             Ok(Some((_, status))) => {

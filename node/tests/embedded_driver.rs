@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
+use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{ContainerPlan, FoundState, NodeIdentity, Running};
 use shoal_node::driver::conformance::{self, TestImage};
 use shoal_node::driver::embedded::bundle::{BundleDir, State};
 use shoal_node::driver::embedded::cgroup;
 use shoal_node::driver::embedded::volumes::VolumeRecord;
 use shoal_node::driver::embedded::{EmbeddedConfig, EmbeddedDriver};
-use shoal_node::driver::{Driver, DriverError, LogQuery};
+use shoal_node::driver::{Driver, DriverError, HealthReport, LogQuery};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::mount::{BindOptions, MountKind, Propagation, VolumeOptions};
-use shoal_protocol::spec::{Limits, Mount};
+use shoal_protocol::spec::{Healthcheck, Limits, Mount};
 use shoal_protocol::{NodeId, ServiceId, TaskId};
 
 /// Far longer than anything here takes.
@@ -93,6 +94,7 @@ impl Node {
             read_only: false,
             files: Vec::new(),
             mounts: Vec::new(),
+            healthcheck: None,
             limits: Limits::default(),
             host_ports: Vec::new(),
         }
@@ -259,6 +261,96 @@ fn containers_outlive_the_daemon_and_are_found_again() {
         ensure!(driver.wait(created.task).await?.code == 0);
         node.close(driver).await
     });
+}
+
+fn check(line: &str) -> Option<Healthcheck> {
+    let test = ["CMD-SHELL", line].map(str::to_owned).to_vec();
+    Some(Healthcheck { test, interval: 100_000_000, retries: 1, ..Healthcheck::default() })
+}
+
+/// Waits until a container's check finds it otherwise than `known`, and returns how.
+async fn next_health(
+    driver: &EmbeddedDriver,
+    plan: &ContainerPlan,
+    known: HealthStatus,
+) -> anyhow::Result<HealthReport> {
+    let report = tokio::time::timeout(PATIENCE, driver.health(plan.task, Some(known))).await??;
+    report.context("it has a health check")
+}
+
+#[test]
+fn a_health_check_is_confined_as_its_container() {
+    isolated(async {
+        let (node, driver) = Node::new().await?;
+        let line = "grep -E '^(Seccomp|NoNewPrivs|Cap...|Uid|Gid|Groups):' /proc/self/status; cat /proc/self/cgroup; \
+                    ls -l /proc/self/ns | grep -o '[a-z]*:.[0-9]*'; ls /proc/self/fd; hostname; env | grep -v SHLVL";
+        let mut plan = node.plan(1, &format!("{line}; sleep 1000"));
+        plan.user = "65534:7".to_owned();
+        plan.healthcheck = check(line);
+        start(&driver, &plan).await?;
+        let report = next_health(&driver, &plan, HealthStatus::Starting).await?;
+        ensure!(report.status == HealthStatus::Healthy, "{report:?}");
+        let lines: Vec<_> = driver.logs(plan.task, LogQuery::default()).await?.collect().await;
+        let own: anyhow::Result<Vec<String>> =
+            lines.into_iter().map(|line| Ok(String::from_utf8_lossy(&line?.bytes).into_owned())).collect();
+        let own = own?.concat();
+        ensure!(own.contains("Seccomp:\t2") && own.contains("Uid:\t65534"), "{own}");
+        ensure!(report.output == own, "the check's:\n{}\nthe container's own:\n{own}", report.output);
+        node.close(driver).await
+    });
+}
+
+#[test]
+fn checks_go_on_without_the_daemon() {
+    isolated(async {
+        let (node, driver) = Node::new().await?;
+        let mut plan = node.plan(1, "sleep 1000");
+        plan.healthcheck = check("! [ -e /bad ]");
+        let before = start(&driver, &plan).await?;
+        ensure!(next_health(&driver, &plan, HealthStatus::Starting).await?.status == HealthStatus::Healthy);
+        drop(driver);
+        fs::write(format!("/proc/{}/root/bad", before.pid), "")?;
+        let driver = node.open().await?;
+        ensure!(next_health(&driver, &plan, HealthStatus::Healthy).await?.status == HealthStatus::Unhealthy);
+        let found = driver.list().await?.remove(0).state;
+        let want = Running { health: Some(HealthStatus::Unhealthy), ..before };
+        ensure!(found == FoundState::Running(want), "{found:?}");
+        node.close(driver).await
+    });
+}
+
+#[test]
+fn a_check_that_hangs_is_killed_with_what_it_started() {
+    isolated(async {
+        let (node, driver) = Node::new().await?;
+        let hang = format!("sleep {}", 1_000_000 + std::process::id());
+        let mut plan = node.plan(1, "sleep 1000");
+        let line = format!("echo begun; {hang} & {hang}");
+        plan.healthcheck =
+            check(&line).map(|check| Healthcheck { timeout: 300_000_000, start_interval: 1_000_000, ..check });
+        plan.healthcheck.iter_mut().for_each(|check| check.interval = 1_000_000_000);
+        start(&driver, &plan).await?;
+        let report = next_health(&driver, &plan, HealthStatus::Starting).await?;
+        ensure!(report.status == HealthStatus::Unhealthy && report.output.contains("exceeded timeout"), "{report:?}");
+        ensure!(processes(&hang)? == 0, "the check left processes behind");
+        // One that runs when its container ends goes with it.
+        let deadline = Instant::now() + PATIENCE;
+        while processes(&hang)? == 0 {
+            ensure!(Instant::now() < deadline, "there was no second check");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        driver.remove(plan.task).await?;
+        ensure!(processes(&hang)? == 0, "a check outlived its container");
+        node.close(driver).await
+    });
+}
+
+/// Counts the processes of this machine with a command line.
+fn processes(command: &str) -> anyhow::Result<usize> {
+    let wanted = format!("{}\0", command.replace(' ', "\0"));
+    let lines =
+        fs::read_dir("/proc")?.flatten().map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default());
+    Ok(lines.filter(|line| *line == wanted.as_bytes()).count())
 }
 
 #[test]

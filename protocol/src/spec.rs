@@ -11,6 +11,7 @@ use crate::token::Role;
 
 pub mod constraint;
 pub mod file;
+mod health;
 pub mod mount;
 mod proxy;
 mod transport;
@@ -18,6 +19,7 @@ pub mod validate;
 
 pub use constraint::Constraint;
 pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
+pub use health::Healthcheck;
 pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use transport::{PublishedPort, Transport};
@@ -138,6 +140,8 @@ pub struct ContainerSpec {
     /// Configs that it finds as files.
     #[serde(deserialize_with = "null_as_default")]
     pub configs: Vec<ConfigReference>,
+    /// How it is found out whether it is well; `None` means as the image says.
+    pub healthcheck: Option<Healthcheck>,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

@@ -1,7 +1,7 @@
 //! The life of the tasks of one node: from what the cluster wants and what the driver reports to driver calls and status.
 //!
 //! [`Agent`] keeps all tasks of a node; [`life`] is the machine of a single one, [`admission`] decides whether there is room
-//! for it, and [`plan`] resolves what a driver is told. Which task runs where is decided elsewhere and arrives as [`Wanted`].
+//! for it, [`plan`] resolves what a driver is told, and [`health`] makes of checks whether a container is well. Which task runs where is decided elsewhere and arrives as [`Wanted`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Limits, Mount, PortConfig};
+use shoal_protocol::spec::{Healthcheck, Limits, Mount, PortConfig};
 use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId, TaskId, WallTime};
 
 pub use agent::{Agent, AgentAction, NodeIdentity, Wanted};
+use health::HealthStatus;
 
 pub mod admission;
 mod agent;
+pub mod health;
 pub mod life;
 pub mod plan;
 
@@ -62,6 +64,9 @@ pub struct ContainerPlan {
     /// Secrets and configs that it finds as files. Whoever calls the driver fetches them and adds them to the mounts.
     #[serde(default)]
     pub files: Vec<PlannedFile>,
+    /// Its health check; what it leaves open, and `None`, is as the image says.
+    #[serde(default)]
+    pub healthcheck: Option<Healthcheck>,
     /// What it may use.
     pub limits: Limits,
     /// Ports to publish on this node alone (`mode=host`).
@@ -106,7 +111,7 @@ pub enum DriverCall {
 }
 
 /// A container that exists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
     /// The driver's identifier of it: 64 hexadecimal digits.
     pub container_id: String,
@@ -116,10 +121,12 @@ pub struct Running {
     pub address: Option<IpAddr>,
     /// When its process was started.
     pub started: WallTime,
+    /// How its health check finds it; `None` if it has none.
+    pub health: Option<HealthStatus>,
 }
 
-/// What a driver reports about a task. Every call is answered by exactly one report; [`DriverReport::Exited`] answers none
-/// and comes when it comes.
+/// What a driver reports about a task. Every call is answered by exactly one report; [`DriverReport::Exited`] and
+/// [`DriverReport::Health`] answer none and come when they come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DriverReport {
     /// Image and container are ready.
@@ -150,6 +157,13 @@ pub enum DriverReport {
         code: i32,
         /// For people; empty when the code says it all.
         error: String,
+    },
+    /// Its health check finds it otherwise than before.
+    Health {
+        /// How.
+        status: HealthStatus,
+        /// What the last check wrote, for people; may be empty.
+        output: String,
     },
     /// A call to stop it is done: it does not run. Its end was reported before, if it could be seen.
     Stopped,

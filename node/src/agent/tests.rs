@@ -83,6 +83,7 @@ fn kind(report: &DriverReport) -> String {
         DriverReport::Failed { error } => format!("failed: {error}"),
         DriverReport::Started(_) => "started".to_owned(),
         DriverReport::Exited { code, .. } => format!("exited {code}"),
+        DriverReport::Health { status, .. } => format!("health {status:?}").to_lowercase(),
         DriverReport::Stopped => "stopped".to_owned(),
         DriverReport::Removed => "removed".to_owned(),
     }

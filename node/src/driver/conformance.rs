@@ -21,6 +21,7 @@ use super::{Driver, DriverError, LogLine, LogQuery, LogStream};
 pub use image::TestImage;
 
 mod files;
+mod health;
 mod image;
 mod mounts;
 
@@ -59,12 +60,13 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.following().await.context("following")?;
     suite.environment().await.context("environment")?;
     suite.limits().await.context("limits")?;
+    suite.health().await.context("health")?;
     suite.leftovers().await.context("what is left")?;
     suite.removing_images().await.context("removing images")
 }
 
 /// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there,
-/// mounts, secrets and configs.
+/// mounts, checks that look around, secrets and configs.
 pub async fn run_isolated(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) -> anyhow::Result<()> {
     let suite = Suite { driver, node, image };
     suite.images().await.context("images")?;
@@ -72,6 +74,7 @@ pub async fn run_isolated(driver: &dyn Driver, node: &NodeIdentity, image: &Test
     suite.missing_program().await.context("a missing program")?;
     suite.mounts().await.context("mounts")?;
     suite.files().await.context("secrets and configs")?;
+    suite.health_inside().await.context("health inside")?;
     suite.leftovers().await.context("what is left")
 }
 

@@ -17,15 +17,17 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder,
 };
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use shoal_control::task::health::HealthStatus;
 use shoal_control::task::plan::{LABEL_CLUSTER, LABEL_NODE, LABEL_SERVICE, LABEL_SLOT, LABEL_TASK};
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::{ClusterId, NodeId, TaskId};
 use tokio::io::AsyncRead;
 
-use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
+use super::{Capacity, Driver, DriverError, Exit, HealthReport, ImageInfo, LogLine, LogQuery};
 
 mod create;
+mod health;
 mod image;
 mod output;
 mod time;
@@ -227,6 +229,7 @@ impl Driver for DockerDriver {
         if let Some(id) = self.find(plan.task).await? {
             return Ok(id);
         }
+        self.check_health_plan(plan)?;
         let mut created = self.create(plan).await;
         if created.as_ref().err().and_then(status) == Some(404) {
             self.pull(&plan.image).await?;
@@ -277,6 +280,10 @@ impl Driver for DockerDriver {
                 source: "the engine closed the connection".into(),
             }),
         }
+    }
+
+    async fn health(&self, task: TaskId, known: Option<HealthStatus>) -> Result<Option<HealthReport>, DriverError> {
+        self.next_health(task, known).await
     }
 
     async fn stop(&self, task: TaskId) -> Result<(), DriverError> {
@@ -362,6 +369,7 @@ fn running(id: &str, inspected: &ContainerInspectResponse) -> Running {
         pid: state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default(),
         address: addresses.filter_map(|address| address.parse::<IpAddr>().ok()).min(),
         started: state.and_then(|state| state.started_at.as_deref()).and_then(time::parse).unwrap_or_default(),
+        health: health::report(inspected).map(|report| report.status),
     }
 }
 

@@ -7,8 +7,8 @@
 //! Ports published on one node alone (`mode=host`) are not the driver's affair: the daemon's ingress listens on them and
 //! forwards to the container's address, as it does for all published ports.
 //!
-//! Different from Docker Engine: set-user-ID programs gain nothing (`no_new_privs`), an image's volumes are directories of
-//! the container, and there is no `HEALTHCHECK` yet.
+//! Different from Docker Engine: set-user-ID programs gain nothing (`no_new_privs`), and an image's volumes are directories of
+//! the container.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,6 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
+use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::subnet::Subnet;
 use shoal_protocol::{ClusterId, NodeId, TaskId};
@@ -34,11 +35,12 @@ use self::images::{ARCHIVE_BYTES_MAX, ImageError, ImageStore};
 use self::network::Network;
 use self::subnet::Addresses;
 use super::inventory::Inventory;
-use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery};
+use super::{Capacity, Driver, DriverError, Exit, HealthReport, ImageInfo, LogLine, LogQuery};
 
 mod archive;
 pub mod bundle;
 pub mod cgroup;
+mod health;
 mod images;
 mod inventory;
 mod layer;
@@ -54,6 +56,8 @@ pub mod volumes;
 const START_MAX: Duration = Duration::from_secs(30);
 /// How long the kernel may take to end what was killed.
 const KILL_MAX: Duration = Duration::from_secs(10);
+/// What could not be done when a container's health cannot be read.
+const HEALTH_FAILED: &str = "failed to look at the container's health";
 /// Exit code of a container whose supervisor was lost: as if killed, which it was.
 const LOST_CODE: i32 = 137;
 
@@ -108,7 +112,7 @@ impl EmbeddedDriver {
         for directory in leftovers(&containers, &config).map_err(failed("failed to list containers"))? {
             clear(&directory, &network).await?;
         }
-        let bundles = bundles(&containers).map_err(failed("failed to list containers"))?;
+        let bundles = bundle::list(&containers).map_err(failed("failed to list containers"))?;
         let used = bundles.iter().flat_map(|(_, bundle)| bundle.layers.clone()).collect();
         let addresses = bundles.iter().map(|(_, bundle)| bundle.address).collect();
         let images = ImageStore::open(&config.data_dir, &used).map_err(|e| e.into_driver_error(&config.hostname))?;
@@ -263,7 +267,7 @@ impl Driver for EmbeddedDriver {
         let (directory, bundle) = self.bundle(task)?;
         match look(&directory).map_err(failed("failed to look at container"))? {
             Life::Created => {}
-            Life::Running(state) => return Ok(bundle.running(&state)),
+            Life::Running(state) => return running(&directory, &bundle, &state),
             Life::Ended(_) => return Err(DriverError::Invalid("the container has ended already".to_owned())),
         }
         if !Subnet::new(bundle.address, bundle.prefix).is_within(self.network.subnet()) {
@@ -274,7 +278,7 @@ impl Driver for EmbeddedDriver {
         self.supervise(&directory, &bundle).await?;
         let state = directory.state().map_err(failed("failed to look at container"))?;
         let state = state.ok_or_else(|| DriverError::NoSuchTask(task))?;
-        Ok(bundle.running(&state))
+        running(&directory, &bundle, &state)
     }
 
     async fn wait(&self, task: TaskId) -> Result<Exit, DriverError> {
@@ -290,6 +294,12 @@ impl Driver for EmbeddedDriver {
                 }
             }
         }
+    }
+
+    async fn health(&self, task: TaskId, known: Option<HealthStatus>) -> Result<Option<HealthReport>, DriverError> {
+        let (directory, bundle) = self.bundle(task)?;
+        let Some(policy) = bundle.health else { return Ok(None) };
+        health::next(&directory, &policy, known).await.map(Some).map_err(failed(HEALTH_FAILED))
     }
 
     async fn stop(&self, task: TaskId) -> Result<(), DriverError> {
@@ -319,10 +329,10 @@ impl Driver for EmbeddedDriver {
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         let mut found = Vec::new();
-        for (directory, bundle) in bundles(&self.containers).map_err(failed("failed to list containers"))? {
+        for (directory, bundle) in bundle::list(&self.containers).map_err(failed("failed to list containers"))? {
             let state = match look(&directory).map_err(failed("failed to look at container"))? {
                 Life::Created => FoundState::Created,
-                Life::Running(state) => FoundState::Running(bundle.running(&state)),
+                Life::Running(state) => FoundState::Running(running(&directory, &bundle, &state)?),
                 Life::Ended(record) => FoundState::Exited { code: record.code },
             };
             found.push(Found { task: bundle.plan.task, service: bundle.plan.service, slot: bundle.plan.slot, state });
@@ -352,7 +362,7 @@ impl Driver for EmbeddedDriver {
 
     async fn remove_image(&self, image: &str) -> Result<(), DriverError> {
         let _choosing = self.choosing.lock().await;
-        let bundles = bundles(&self.containers).map_err(failed("failed to list containers"))?;
+        let bundles = bundle::list(&self.containers).map_err(failed("failed to list containers"))?;
         let users: BTreeSet<String> = bundles.iter().map(|(_, bundle)| bundle.image_id.clone()).collect();
         let layers: BTreeSet<PathBuf> = bundles.into_iter().flat_map(|(_, bundle)| bundle.layers).collect();
         let (images, image) = (Arc::clone(&self.images), image.to_owned());
@@ -409,6 +419,10 @@ fn look(directory: &BundleDir) -> io::Result<Life> {
     Ok(Life::Ended(record))
 }
 
+fn running(directory: &BundleDir, bundle: &Bundle, state: &State) -> Result<Running, DriverError> {
+    bundle.running(directory, state).map_err(failed(HEALTH_FAILED))
+}
+
 async fn kill(state: &State) -> Result<(), DriverError> {
     let what = "failed to kill container";
     state.container.signal(Signal::KILL).map_err(failed(what))?;
@@ -444,26 +458,6 @@ async fn clear(directory: &BundleDir, network: &Network) -> Result<(), DriverErr
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(what)(error)),
         _ => Ok(()),
     }
-}
-
-/// Lists the containers in a directory.
-fn bundles(containers: &Path) -> io::Result<Vec<(BundleDir, Bundle)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(containers)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().parse::<TaskId>().is_err() {
-            continue;
-        }
-        let directory = BundleDir(entry.path());
-        match directory.bundle() {
-            Ok(bundle) => found.push((directory, bundle)),
-            // Removed since it was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    found.sort_by_key(|(_, bundle)| bundle.plan.task);
-    Ok(found)
 }
 
 /// Lists what is no container of this node and cluster: half made, half removed, or from before the node left another.

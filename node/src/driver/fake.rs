@@ -10,16 +10,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use shoal_control::task::health::{HealthStatus, Policy};
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, watch};
 
-use super::{Capacity, Driver, DriverError, Exit, ImageInfo, LogLine, LogQuery, missing_source};
+use super::{Capacity, Driver, DriverError, Exit, HealthReport, ImageInfo, LogLine, LogQuery, missing_source};
 use output::Output;
 use script::{Process, Signal};
 
 mod archive;
+mod checks;
 mod output;
 mod script;
 
@@ -91,6 +93,10 @@ struct Container {
     signals: Option<mpsc::Sender<Signal>>,
     exit: watch::Sender<Option<Exit>>,
     output: Arc<Mutex<Output>>,
+    /// What its check finds; nothing if it has none.
+    health: watch::Sender<Option<HealthReport>>,
+    /// What its checks are told to find, whatever their commands say.
+    is_well: Arc<Mutex<Option<bool>>>,
 }
 
 impl FakeDriver {
@@ -111,6 +117,13 @@ impl FakeDriver {
     pub fn crash(&self, task: TaskId, code: i32) {
         if let Some(container) = self.lock().containers.get(&task) {
             container.signal(Signal::Exit(code));
+        }
+    }
+
+    /// Makes the checks of a container succeed or fail from now on, whatever their command says.
+    pub fn set_health(&self, task: TaskId, is_well: bool) {
+        if let Some(container) = self.lock().containers.get(&task) {
+            *container.is_well.lock().unwrap_or_else(PoisonError::into_inner) = Some(is_well);
         }
     }
 
@@ -196,6 +209,8 @@ impl Driver for FakeDriver {
             signals: None,
             exit: watch::Sender::new(None),
             output: Arc::default(),
+            health: watch::Sender::new(None),
+            is_well: Arc::default(),
         });
         Ok(container.id.clone())
     }
@@ -208,7 +223,7 @@ impl Driver for FakeDriver {
         let count = engine.started;
         let container = engine.containers.get_mut(&task).ok_or(DriverError::NoSuchTask(task))?;
         if let Some(running) = container.running.as_ref().filter(|_| container.runs()) {
-            return Ok(running.clone());
+            return Ok(container.as_found(running));
         }
         let script = match behaviour {
             Behaviour::Refused => return Err(DriverError::Refused("told to refuse".to_owned())),
@@ -224,9 +239,9 @@ impl Driver for FakeDriver {
             pid: PID_MIN + count,
             address: Some(IpAddr::V4(Ipv4Addr::from_bits(0x0aff_0000 | (count & 0xffff)))),
             started: wall_now(),
+            health: None,
         };
-        container.start(running.clone(), &script);
-        Ok(running)
+        Ok(container.start(running, &script))
     }
 
     async fn wait(&self, task: TaskId) -> Result<Exit, DriverError> {
@@ -240,6 +255,13 @@ impl Driver for FakeDriver {
             },
             _ = interrupted.changed() => Err(self.check_fault(FakeCall::Wait).err().unwrap_or_else(|| failed("wait", "interrupted"))),
         }
+    }
+
+    async fn health(&self, task: TaskId, known: Option<HealthStatus>) -> Result<Option<HealthReport>, DriverError> {
+        let mut health = self.lock().containers.get(&task).ok_or(DriverError::NoSuchTask(task))?.health.subscribe();
+        let is_news = |report: &Option<HealthReport>| report.as_ref().is_none_or(|report| Some(report.status) != known);
+        let report = health.wait_for(is_news).await.map_err(|_| DriverError::NoSuchTask(task))?;
+        Ok(report.clone())
     }
 
     async fn stop(&self, task: TaskId) -> Result<(), DriverError> {
@@ -279,7 +301,7 @@ impl Driver for FakeDriver {
             let state = match (&container.running, exit) {
                 (None, _) => FoundState::Created,
                 (Some(_), Some(exit)) => FoundState::Exited { code: exit.code },
-                (Some(running), None) => FoundState::Running(running.clone()),
+                (Some(running), None) => FoundState::Running(container.as_found(running)),
             };
             Found { task: container.plan.task, service: container.plan.service, slot: container.plan.slot, state }
         });
@@ -353,12 +375,16 @@ impl Container {
         }
     }
 
-    fn start(&mut self, running: Running, script: &str) {
+    fn as_found(&self, running: &Running) -> Running {
+        Running { health: self.health.borrow().as_ref().map(|report| report.status), ..running.clone() }
+    }
+
+    fn start(&mut self, running: Running, script: &str) -> Running {
         let (signals, received) = mpsc::channel(SIGNALS_MAX);
         let mut env = vec!["PATH=/bin".to_owned()];
         env.extend(self.plan.env.iter().cloned());
         let process = Process::new(script, env, received);
-        self.running = Some(running);
+        self.running = Some(running.clone());
         self.signals = Some(signals);
         self.exit.send_replace(None);
         let (exit, output) = (self.exit.clone(), Arc::clone(&self.output));
@@ -366,6 +392,10 @@ impl Container {
             let code = process.run(|stream, text| output::keep(&output, stream, text)).await;
             exit.send_replace(Some(Exit { code, error: String::new() }));
         });
+        if let Some(policy) = Policy::resolve(self.plan.healthcheck.as_ref(), None, &[]) {
+            checks::begin(self, policy);
+        }
+        self.running.as_ref().map(|running| self.as_found(running)).unwrap_or(running)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use shoal_control::task::health::Policy;
 
 use super::mounts::Mounted;
 use super::rootfs::User;
@@ -94,6 +95,13 @@ pub fn build(bundle: &Bundle, directory: &Path, user: &User, mounted: &Mounted, 
             "readonlyPaths": readonly_paths(),
         },
     })
+}
+
+/// Returns the process of a health check: the container's own but for what it executes.
+pub fn check_process(spec: &Value, policy: &Policy) -> Value {
+    let mut process = spec["process"].clone();
+    process["args"] = json!(policy.command);
+    process
 }
 
 /// The runtime mounts the hierarchies of cgroup v1 writable whatever the mount's options say, so each is named here.

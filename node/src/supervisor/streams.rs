@@ -9,8 +9,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::health::Monitor;
 use crate::driver::embedded::bundle::wall_now;
 
 /// Bytes of one file; then the next one is begun.
@@ -149,8 +150,9 @@ impl Streams {
         Ok(Self([Recorder::new(directory, "stdout", stdout)?, Recorder::new(directory, "stderr", stderr)?]))
     }
 
-    /// Records until `ended` (a process handle) becomes readable, and what was written until then.
-    pub fn record_until(mut self, ended: BorrowedFd<'_>) -> io::Result<()> {
+    /// Records until `ended` (a process handle) becomes readable, and what was written until then. Lets the container's
+    /// health be checked beside.
+    pub fn record_until(mut self, ended: BorrowedFd<'_>, mut health: Option<Monitor>) -> io::Result<()> {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             let mut waiting = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
@@ -158,7 +160,11 @@ impl Streams {
                 waiting
                     .extend(recorder.pipe.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
             }
-            match poll(&mut waiting, None) {
+            waiting.extend(
+                health.as_ref().and_then(Monitor::waits_for).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+            );
+            let timeout = health.as_ref().and_then(|health| Timespec::try_from(health.timeout()).ok());
+            match poll(&mut waiting, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -170,6 +176,9 @@ impl Streams {
             if over {
                 self.0.iter_mut().for_each(Recorder::close);
                 return Ok(());
+            }
+            if let Some(health) = &mut health {
+                health.turn();
             }
         }
     }

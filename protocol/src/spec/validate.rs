@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, mount};
+use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, health, mount};
 
 /// Networks of one service at most.
 pub const NETWORKS_MAX: usize = 32;
@@ -143,6 +143,12 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ContainerSpec.Configs.File.Mode",
     "TaskTemplate.ContainerSpec.Configs.ConfigID",
     "TaskTemplate.ContainerSpec.Configs.ConfigName",
+    "TaskTemplate.ContainerSpec.Healthcheck.Test",
+    "TaskTemplate.ContainerSpec.Healthcheck.Interval",
+    "TaskTemplate.ContainerSpec.Healthcheck.Timeout",
+    "TaskTemplate.ContainerSpec.Healthcheck.Retries",
+    "TaskTemplate.ContainerSpec.Healthcheck.StartPeriod",
+    "TaskTemplate.ContainerSpec.Healthcheck.StartInterval",
     "TaskTemplate.Resources.Limits.NanoCPUs",
     "TaskTemplate.Resources.Limits.MemoryBytes",
     "TaskTemplate.Resources.Limits.Pids",
@@ -206,7 +212,6 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Options", "further options of a tmpfs are"),
     ("TaskTemplate.ContainerSpec.Mounts.ClusterOptions", "mounts of type 'cluster' are"),
     ("TaskTemplate.ContainerSpec.Configs.Runtime", "configs that are no files are"),
-    ("TaskTemplate.ContainerSpec.Healthcheck", "health checks are"),
     ("TaskTemplate.ContainerSpec.Init", "an init process in the container is"),
     ("TaskTemplate.ContainerSpec.DNSConfig", "DNS settings are"),
     ("TaskTemplate.ContainerSpec.Hosts", "host entries are"),
@@ -287,6 +292,9 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     mount::validate(&container.mounts)?;
     file::validate(container)?;
+    if let Some(check) = &container.healthcheck {
+        health::validate(check)?;
+    }
     let resources = &spec.task_template.resources;
     for (nano_cpus, memory_bytes) in [
         (resources.limits.nano_cpus, resources.limits.memory_bytes),

@@ -59,7 +59,7 @@ impl Sim {
     }
 
     /// Returns why the cluster is not in its desired state, or nothing if it is: every running node has the same document,
-    /// every wanted service has just its tasks running, and nothing else runs.
+    /// every wanted service has just its tasks running and well, and nothing else runs.
     pub fn unsettled(&self, wanted: &BTreeMap<ServiceId, u64>) -> Option<String> {
         let running: Vec<&Host> = self.hosts().iter().filter(|host| host.is_running()).collect();
         let digests: BTreeSet<u128> =
@@ -82,6 +82,11 @@ impl Sim {
                     [task] => {
                         count += 1;
                         let Some(node) = task.node else { return Some(format!("{service} {name} has no node")) };
+                        let report = control.store().report(node, task.id);
+                        if !report.is_some_and(|report| report.state == TaskState::Running && report.address.is_some())
+                        {
+                            return Some(format!("{service} {name} is said to be {report:?}"));
+                        }
                         expected.insert(task.id, node);
                     }
                     _ => return Some(format!("{service} {name} has {} tasks", current.len())),

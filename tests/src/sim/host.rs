@@ -8,6 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use shoal_control::core::{Action, Boot, Control, Event, Faults, PersistBatch};
 use shoal_control::lease;
+use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{DriverCall, DriverReport, Found, FoundState, Running};
 use shoal_protocol::record::{Record, SlotName};
 use shoal_protocol::token::{Role, RoleGrant};
@@ -28,6 +29,7 @@ pub struct Container {
     is_broken: bool,
     running: Option<Running>,
     exited: Option<i32>,
+    is_checked: bool,
 }
 
 /// A simulated machine.
@@ -146,7 +148,11 @@ impl Host {
     pub(super) fn containers(&self) -> Vec<Found> {
         let found = self.containers.iter().map(|(&task, container)| {
             let state = match (&container.running, container.exited) {
-                (Some(running), _) => FoundState::Running(running.clone()),
+                // Checks went on while the daemon was away.
+                (Some(running), _) => FoundState::Running(Running {
+                    health: container.is_checked.then_some(HealthStatus::Healthy),
+                    ..running.clone()
+                }),
                 (None, Some(code)) => FoundState::Exited { code },
                 (None, None) => FoundState::Created,
             };
@@ -219,6 +225,7 @@ impl Host {
                     is_broken: plan.image == BROKEN_IMAGE,
                     running: None,
                     exited: None,
+                    is_checked: plan.healthcheck.is_some(),
                 });
                 DriverReport::Prepared { container_id: task.to_string() }
             }
@@ -228,10 +235,19 @@ impl Host {
                     pid: 1,
                     address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     started: WallTime(1),
+                    health: None,
                 };
                 match self.containers.get_mut(&task) {
                     Some(container) if container.is_broken => {
                         DriverReport::Failed { error: "no such program".to_owned() }
+                    }
+                    Some(container) if container.is_checked => {
+                        let running = Running { health: Some(HealthStatus::Starting), ..running };
+                        container.running = Some(running.clone());
+                        return [(after, DriverReport::Started(running))]
+                            .into_iter()
+                            .chain(checks(after, random))
+                            .collect();
                     }
                     Some(container) => {
                         container.running = Some(running.clone());
@@ -254,5 +270,18 @@ impl Host {
             }
         };
         vec![(after, report)]
+    }
+}
+
+/// What the checks of a container find in the time after its start: most are well after a while, some never, and some not for
+/// long.
+fn checks(started: Duration, random: &mut StdRng) -> Vec<(Duration, DriverReport)> {
+    let report = |after, status| (after, DriverReport::Health { status, output: String::new() });
+    let first = started + Duration::from_millis(random.random_range(50..3_000));
+    let second = first + Duration::from_millis(random.random_range(50..5_000));
+    match random.random_range(0..10) {
+        0 => vec![report(first, HealthStatus::Unhealthy)],
+        1 => vec![report(first, HealthStatus::Healthy), report(second, HealthStatus::Unhealthy)],
+        _ => vec![report(first, HealthStatus::Healthy)],
     }
 }

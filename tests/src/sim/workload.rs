@@ -73,9 +73,11 @@ pub fn run(options: Options) -> Report {
     Report { violations, counts: sim.counts, acknowledged: users.created.len() + users.removed.len() }
 }
 
+/// Returns a spec; containers of every other service have a health check.
 fn spec(service: ServiceId, replicas: u64) -> String {
+    let check = if service.0.is_multiple_of(2) { r#","Healthcheck":{"Test":["CMD","check"]}"# } else { "" };
     format!(
-        r#"{{"Name":"s{}","TaskTemplate":{{"ContainerSpec":{{"Image":"fake"}},"RestartPolicy":{{"Delay":1000000}}}},
+        r#"{{"Name":"s{}","TaskTemplate":{{"ContainerSpec":{{"Image":"fake"{check}}},"RestartPolicy":{{"Delay":1000000}}}},
         "Mode":{{"Replicated":{{"Replicas":{replicas}}}}}}}"#,
         service.short()
     )

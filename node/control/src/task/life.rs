@@ -9,6 +9,7 @@ use shoal_protocol::record::SlotName;
 use shoal_protocol::value::TaskReport;
 use shoal_protocol::{Now, ServiceId, TaskState, Time, WallTime};
 
+use super::health::HealthStatus;
 use super::{DriverReport, Found, FoundState, Running};
 
 /// Failed attempts to stop a container after which it is removed by force, its output with it.
@@ -30,6 +31,12 @@ pub const PREPARE_DELAY_MAX: Duration = Duration::from_secs(8);
 
 /// Bytes of an error text that are kept; drivers' errors are written by others and travel to every node.
 pub const ERROR_BYTES_MAX: usize = 512;
+
+/// Why a task ended whose container was not well, in Docker's words.
+const UNHEALTHY: &str = "dockerexec: unhealthy container";
+
+/// Bytes of the last check's output that an error repeats.
+const CHECK_OUTPUT_BYTES_MAX: usize = 200;
 
 /// What is known of a task's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +94,8 @@ pub struct Life {
     pub attempts: u32,
     /// No call before this.
     pub retry: Time,
+    /// Why its container is to end although it runs: it is not well. That is never taken back.
+    pub unhealthy: Option<String>,
 }
 
 /// Advances a task by one report, or by the passing of time, towards a goal. Returns the call to make, which is then
@@ -114,7 +123,7 @@ impl Life {
             exit_code: None,
             address: None,
         };
-        Self { status, container: Container::Absent, call: None, attempts: 0, retry: Time(0) }
+        Self { status, container: Container::Absent, call: None, attempts: 0, retry: Time(0), unhealthy: None }
     }
 
     /// Returns the life of a task whose container was there when the daemon started. `told_to_end` is whether the cluster
@@ -123,7 +132,7 @@ impl Life {
         let mut life = Self::assigned(found.service, found.slot, now);
         match &found.state {
             FoundState::Created => life.container = Container::Created,
-            FoundState::Running(running) => life.started(running.clone()),
+            FoundState::Running(running) => life.started(running.clone(), now),
             FoundState::Exited { code } => {
                 life.container = Container::Running;
                 let stopped = told_to_end && matches!(code, 0 | 137 | 143);
@@ -147,7 +156,7 @@ impl Life {
         if !self.status.state.is_terminal() {
             self.status.state = state;
             self.status.since = now.wall;
-            self.status.error = shorten(error);
+            self.status.error = shorten(error, ERROR_BYTES_MAX);
         }
     }
 
@@ -169,13 +178,13 @@ impl Life {
                     self.attempts = self.attempts.saturating_add(1);
                     self.retry = now.time + (PREPARE_DELAY_MIN * 2u32.pow(doublings)).min(PREPARE_DELAY_MAX);
                     if !self.status.state.is_terminal() {
-                        self.status.error = shorten(&reason);
+                        self.status.error = shorten(&reason, ERROR_BYTES_MAX);
                     }
                 }
             }
             DriverReport::Started(running) => {
                 if self.answered(Call::Start) {
-                    self.started(running);
+                    self.started(running, now);
                 }
             }
             DriverReport::Rejected { error } => self.call_failed(TaskState::Rejected, &error, now),
@@ -183,22 +192,15 @@ impl Life {
             DriverReport::Exited { code, error } => {
                 self.ended(code, &error, matches!(goal, Goal::Stop | Goal::Discard), now);
             }
+            DriverReport::Health { status, output } => self.checked(status, &output, now),
             DriverReport::Stopped => {
                 if self.answered(Call::Stop) {
-                    self.settled();
-                    self.container = Container::Ended;
-                    self.status.pid = 0;
-                    self.status.address = None;
-                    self.advance_to_end(now);
+                    self.gone(Container::Ended, goal, now);
                 }
             }
             DriverReport::Removed => {
                 if self.answered(Call::Remove) {
-                    self.settled();
-                    self.container = Container::Absent;
-                    self.status.pid = 0;
-                    self.status.address = None;
-                    self.advance_to_end(now);
+                    self.gone(Container::Absent, goal, now);
                 }
             }
         }
@@ -216,7 +218,7 @@ impl Life {
             return None;
         }
         let call = match goal {
-            Goal::Keep => self.stop_if_unknown(),
+            Goal::Keep => self.stop_if_unfit(),
             Goal::Ready | Goal::Run => self.forward(goal, now),
             Goal::Stop => match self.container {
                 Container::Running | Container::Unknown => Some(self.stop_or_force()),
@@ -259,20 +261,24 @@ impl Life {
                 Some(Call::Start)
             }
             TaskState::Preparing => Some(Call::Prepare), // something was lacking
-            TaskState::Ready | TaskState::Starting | TaskState::Running => None,
-            TaskState::Complete
+            TaskState::Ready => None,
+            TaskState::Starting
+            | TaskState::Running
+            | TaskState::Complete
             | TaskState::Shutdown
             | TaskState::Failed
             | TaskState::Rejected
             | TaskState::Remove
-            | TaskState::Orphaned => self.stop_if_unknown(),
+            | TaskState::Orphaned => self.stop_if_unfit(),
         }
     }
 
-    /// A start that failed may have left a container running though the task has failed: never leave that open.
-    fn stop_if_unknown(&self) -> Option<Call> {
+    /// A start that failed may have left a container running though the task has failed: never leave that open. One that is
+    /// not well ends on its node's own judgement.
+    fn stop_if_unfit(&self) -> Option<Call> {
         match self.container {
             Container::Unknown => Some(self.stop_or_force()),
+            Container::Running if self.unhealthy.is_some() => Some(self.stop_or_force()),
             Container::Absent | Container::Created | Container::Running | Container::Ended => None,
         }
     }
@@ -307,7 +313,7 @@ impl Life {
         self.attempts = self.attempts.saturating_add(1);
         self.retry = now.time + (RETRY_DELAY_MIN * 2u32.pow(doublings)).min(RETRY_DELAY_MAX);
         if !self.status.state.is_terminal() {
-            self.status.error = shorten(&format!("failed to {what} its container: {error}"));
+            self.status.error = shorten(&format!("failed to {what} its container: {error}"), ERROR_BYTES_MAX);
         }
     }
 
@@ -319,12 +325,51 @@ impl Life {
         self.retry = Time(0);
     }
 
-    fn started(&mut self, running: Running) {
+    fn started(&mut self, running: Running, now: Now) {
         self.container = Container::Running;
         self.status.container_id = running.container_id;
         self.status.pid = running.pid;
         self.status.address = running.address;
-        self.advance(TaskState::Running, "started", running.started);
+        match running.health {
+            None | Some(HealthStatus::Healthy) => self.advance(TaskState::Running, "started", running.started),
+            Some(HealthStatus::Starting) => self.advance(TaskState::Starting, "starting", running.started),
+            Some(HealthStatus::Unhealthy) => {
+                self.advance(TaskState::Starting, "starting", running.started);
+                self.checked(HealthStatus::Unhealthy, "", now);
+            }
+        }
+    }
+
+    /// Takes in how the container's check finds it. Until it is well for the first time, the task is still starting.
+    fn checked(&mut self, status: HealthStatus, output: &str, now: Now) {
+        if self.container != Container::Running || self.unhealthy.is_some() {
+            return;
+        }
+        match status {
+            HealthStatus::Starting => {}
+            HealthStatus::Healthy => self.advance(TaskState::Running, "started", now.wall),
+            HealthStatus::Unhealthy => {
+                let words: Vec<&str> = output.split_whitespace().collect();
+                let output = shorten(&words.join(" "), CHECK_OUTPUT_BYTES_MAX);
+                let colon = if output.is_empty() { "" } else { ": " };
+                self.unhealthy = Some(format!("{UNHEALTHY}{colon}{output}"));
+                self.status.address = None; // nobody is sent there any more
+            }
+        }
+    }
+
+    /// Nothing of the container runs any more, and the call that saw to it is done.
+    fn gone(&mut self, container: Container, goal: Goal, now: Now) {
+        self.settled();
+        self.container = container;
+        self.status.pid = 0;
+        self.status.address = None;
+        match self.unhealthy.clone() {
+            Some(why) if !matches!(goal, Goal::Stop | Goal::Discard) => {
+                self.fail(TaskState::Failed, &format!("task: {why}"), now);
+            }
+            Some(_) | None => self.advance_to_end(now),
+        }
     }
 
     fn ended(&mut self, code: i32, error: &str, stopped: bool, now: Now) {
@@ -337,6 +382,10 @@ impl Life {
         self.status.exit_code = Some(code);
         if stopped {
             self.advance_to_end(now);
+        } else if let Some(why) = self.unhealthy.clone() {
+            // One that ends well when asked to has failed all the same.
+            let code = if code == 0 { String::new() } else { format!("non-zero exit ({code}): ") };
+            self.fail(TaskState::Failed, &format!("task: {code}{why}"), now);
         } else if code == 0 && error.is_empty() {
             self.advance(TaskState::Complete, "finished", now.wall);
         } else {
@@ -354,11 +403,11 @@ impl Life {
     }
 }
 
-fn shorten(text: &str) -> String {
-    if text.len() <= ERROR_BYTES_MAX {
+fn shorten(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
         return text.to_owned();
     }
-    let mut end = ERROR_BYTES_MAX;
+    let mut end = bytes_max;
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -71,6 +71,7 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         mounts: spec.mounts.iter().map(Mount::cleaned).collect(),
         // One that cannot be resolved was refused when the template was read.
         files: spec.files().filter_map(|reference| file(reference).ok()).collect(),
+        healthcheck: spec.healthcheck.clone(),
         limits: template.resources.limits.clone(),
         host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
     }

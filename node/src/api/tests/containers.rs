@@ -46,6 +46,7 @@ fn container(number: u32, state: ContainerState, created: WallTime, sizes: bool)
             read_only: false,
             mounts: vec![data],
             files: Vec::new(),
+            healthcheck: None,
             limits: Limits { memory_bytes: 33_554_432, ..Limits::default() },
             host_ports: vec![port],
         },

@@ -36,6 +36,7 @@ pub(super) fn body(plan: &ContainerPlan) -> ContainerCreateBody {
         labels: Some(plan.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()),
         stop_signal: text(&plan.stop_signal),
         stop_timeout: Some(i64::try_from(grace_secs(plan)).unwrap_or(i64::MAX)),
+        healthcheck: plan.healthcheck.as_ref().map(super::health::config),
         exposed_ports: Some(ports.iter().map(|(target, _)| target.clone()).collect()),
         host_config: Some(host_config(plan, &ports)),
         ..ContainerCreateBody::default()

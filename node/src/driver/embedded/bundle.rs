@@ -1,7 +1,8 @@
 //! What is on disk of one container, shared by the driver and the container's supervisor.
 //!
 //! `containers/<task id>/` holds `bundle.json` (what to run; written by the driver, never changed), `state.json` (what
-//! runs; written by the supervisor before the container's program starts), `exit.json` (how it ended; written by the
+//! runs; written by the supervisor before the container's program starts), `health.json` (what its checks find, if it has any;
+//! written by the supervisor when that changes), `exit.json` (how it ended; written by the
 //! supervisor, or by the driver if the supervisor died), the logs and the file systems. Each file is replaced as a whole,
 //! so a reader sees the old content or the new one. A directory with another name is half made or half removed.
 
@@ -14,8 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use shoal_control::task::health::{HealthStatus, Policy};
 use shoal_control::task::{ContainerPlan, Running};
-use shoal_protocol::{ClusterId, WallTime};
+use shoal_protocol::{ClusterId, TaskId, WallTime};
 
 use super::process;
 use super::volumes::VolumeDir;
@@ -46,6 +48,9 @@ pub struct Bundle {
     pub user: String,
     /// Host name.
     pub hostname: String,
+    /// Its health check, if it has one.
+    #[serde(default)]
+    pub health: Option<Policy>,
     /// Number of the signal that asks it to end.
     pub stop_signal: i32,
     /// Its address.
@@ -71,6 +76,15 @@ pub struct State {
 
 /// What [`ExitRecord::error`] says of a container whose processes were killed for want of memory.
 pub const OUT_OF_MEMORY: &str = "out of memory";
+
+/// What the health checks of a container find.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthRecord {
+    /// How they find it.
+    pub status: HealthStatus,
+    /// What the check wrote that made it so.
+    pub output: String,
+}
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +138,12 @@ impl BundleDir {
         read_json(&self.path("state.json"))
     }
 
+    /// Reads what its checks find; until the first has ended, it is starting.
+    pub fn health(&self) -> io::Result<HealthRecord> {
+        let starting = || HealthRecord { status: HealthStatus::Starting, output: String::new() };
+        Ok(read_json(&self.path("health.json"))?.unwrap_or_else(starting))
+    }
+
     /// Reads how it ended, if it has.
     pub fn exit(&self) -> io::Result<Option<ExitRecord>> {
         read_json(&self.path("exit.json"))
@@ -139,14 +159,36 @@ impl BundleDir {
 
 impl Bundle {
     /// Returns what runs as the agent knows it.
-    pub fn running(&self, state: &State) -> Running {
-        Running {
+    pub fn running(&self, directory: &BundleDir, state: &State) -> io::Result<Running> {
+        let health = self.health.as_ref().map(|_| directory.health()).transpose()?;
+        Ok(Running {
             container_id: self.container_id.clone(),
             pid: state.container.pid,
             address: Some(self.address.into()),
             started: state.started,
+            health: health.map(|record| record.status),
+        })
+    }
+}
+
+/// Lists the containers in a directory.
+pub fn list(containers: &Path) -> io::Result<Vec<(BundleDir, Bundle)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(containers)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().parse::<TaskId>().is_err() {
+            continue;
+        }
+        let directory = BundleDir(entry.path());
+        match directory.bundle() {
+            Ok(bundle) => found.push((directory, bundle)),
+            // Removed since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
+    found.sort_by_key(|(_, bundle)| bundle.plan.task);
+    Ok(found)
 }
 
 /// Returns the present moment.

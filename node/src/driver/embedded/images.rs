@@ -139,6 +139,10 @@ pub struct Defaults {
     pub working_dir: Option<String>,
     /// Signal that asks it to end.
     pub stop_signal: Option<String>,
+    /// Its health check, not read yet: what makes no sense concerns only who wants to run it.
+    pub healthcheck: Option<serde_json::Value>,
+    /// What runs lines for the shell.
+    pub shell: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -13,7 +13,7 @@ use shoal_protocol::WallTime;
 
 use super::bundle::{self, Bundle, BundleDir};
 use super::volumes::{self, VolumeDir, VolumeRecord};
-use super::{EmbeddedDriver, Life, bundles, failed, look};
+use super::{EmbeddedDriver, Life, failed, look};
 use crate::driver::DriverError;
 use crate::driver::inventory::{ContainerInfo, ContainerSizes, ContainerState, ImageDetails, Inventory, VolumeInfo};
 
@@ -25,7 +25,7 @@ impl Inventory for EmbeddedDriver {
             self.images.list().into_iter().map(|image| (image.id, image.size)).collect();
         let sizes = sizes.then_some(image_bytes);
         let list = move || {
-            let found = bundles(&containers)?.into_iter().filter_map(|(directory, bundle)| {
+            let found = bundle::list(&containers)?.into_iter().filter_map(|(directory, bundle)| {
                 match info(&directory, bundle, sizes.as_ref()) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => None, // removed since it was listed
                     result => Some(result),

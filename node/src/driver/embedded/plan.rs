@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use sha2::{Digest, Sha256};
 use shoal_control::task::ContainerPlan;
+use shoal_control::task::health::Policy;
+use shoal_protocol::spec::Healthcheck;
 use shoal_protocol::subnet::Subnet;
 
 use super::EmbeddedConfig;
@@ -59,8 +61,18 @@ pub fn resolve(
         )));
     }
     let env = environment(&hostname, &defaults.env.unwrap_or_default(), &plan.env);
-    if args.iter().chain(&env).chain([&dir, &hostname]).any(|text| text.contains('\0')) {
-        return Err(DriverError::Invalid("a NUL byte in command, environment, directory or host name".to_owned()));
+    let image_check: Option<Healthcheck> = match defaults.healthcheck {
+        Some(check) => serde_json::from_value(check)
+            .map_err(|error| DriverError::Invalid(format!("cannot read the health check of the image: {error}")))?,
+        None => None,
+    };
+    let shell = defaults.shell.unwrap_or_default();
+    let health = Policy::resolve(plan.healthcheck.as_ref(), image_check.as_ref(), &shell);
+    let check = health.iter().flat_map(|policy| &policy.command);
+    if args.iter().chain(check).chain(&env).chain([&dir, &hostname]).any(|text| text.contains('\0')) {
+        return Err(DriverError::Invalid(
+            "a NUL byte in command, health check, environment, directory or host name".to_owned(),
+        ));
     }
     let seed = format!("{} {} {} {}", config.cluster, config.node, plan.task, wall_now().0);
     Ok(Bundle {
@@ -79,6 +91,7 @@ pub fn resolve(
         dir,
         user: chosen(&plan.user, defaults.user, ""),
         hostname,
+        health,
         stop_signal,
         address,
         gateway: subnet.host(Addresses::GATEWAY),

@@ -31,9 +31,14 @@ pub(super) struct Process {
 /// Returns what the container of a plan runs.
 pub(super) fn of(plan: &ContainerPlan) -> String {
     let words: Vec<&str> = plan.command.iter().chain(&plan.args).map(String::as_str).collect();
-    match words[..] {
-        ["sh" | "/bin/sh", "-c", script] => script.to_owned(),
-        _ => "trap 'exit 0' TERM; sleep infinity & wait".to_owned(),
+    line_of(&words).unwrap_or("trap 'exit 0' TERM; sleep infinity & wait").to_owned()
+}
+
+/// Returns the line that a command hands to the shell, if it does.
+pub(super) fn line_of<'a>(words: &[&'a str]) -> Option<&'a str> {
+    match words {
+        ["sh" | "/bin/sh", "-c", line] => Some(*line),
+        _ => None,
     }
 }
 

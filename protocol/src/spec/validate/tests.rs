@@ -151,7 +151,7 @@ fn what_is_not_acted_on_is_refused_by_name() {
         ),
         (mount(r#""Type":"tmpfs","TmpfsOptions":{"Options":[["exec"]]}"#), "further options of a tmpfs are"),
         (mount(r#""Type":"tmpfs","Novelty":1"#), "TaskTemplate.ContainerSpec.Mounts.Novelty is"),
-        (container(r#""Healthcheck":{"Test":["NONE"]}"#), "health checks are"),
+        (container(r#""Healthcheck":{"Novelty":1}"#), "TaskTemplate.ContainerSpec.Healthcheck.Novelty is"),
         (container(r#""Init":true"#), "an init process in the container is"),
         (container(r#""DNSConfig":{"Nameservers":["10.0.0.1"]}"#), "DNS settings are"),
         (container(r#""Hosts":["10.0.0.1 h"]"#), "host entries are"),

@@ -3,6 +3,7 @@ use shoal_protocol::WallTime;
 use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources};
 
 use super::*;
+use crate::task::health::HealthStatus;
 use crate::task::{ContainerPlan, Running};
 
 fn at(secs: u64) -> Now {
@@ -59,7 +60,7 @@ fn set(agent: &mut Agent, tasks: &[(u128, Wanted)], now: Now) {
 }
 
 fn running(id: u128) -> Running {
-    Running { container_id: format!("c{id}"), pid: 10, address: None, started: WallTime(1) }
+    Running { container_id: format!("c{id}"), pid: 10, address: None, started: WallTime(1), health: None }
 }
 
 fn found(id: u128, state: FoundState) -> Found {
@@ -357,6 +358,8 @@ enum Step {
     /// Answers the oldest call of a task: well, badly, or with a rejection.
     Answer(u128, u8),
     Exit(u128, i32),
+    /// Its check finds a running container well or not.
+    Check(u128, bool),
     Sync,
     Wait(u64),
 }
@@ -374,6 +377,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..TASKS).prop_map(Step::Drop),
         6 => (0..TASKS, 0..6u8).prop_map(|(id, how)| Step::Answer(id, how)),
         1 => (0..TASKS, 0..3i32).prop_map(|(id, code)| Step::Exit(id, code)),
+        2 => (0..TASKS, prop::bool::weighted(0.7)).prop_map(|(id, is_well)| Step::Check(id, is_well)),
         1 => Just(Step::Sync),
         1 => (0..90u64).prop_map(Step::Wait),
     ];
@@ -431,6 +435,13 @@ impl World {
                     self.agent.handle_report(task, DriverReport::Exited { code, error }, self.now);
                 }
             }
+            Step::Check(id, is_well) => {
+                if self.containers.get(&TaskId(id)) == Some(&true) {
+                    let status = if is_well { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+                    let report = DriverReport::Health { status, output: String::new() };
+                    self.agent.handle_report(TaskId(id), report, self.now);
+                }
+            }
             Step::Sync => self.agent.sync_complete(self.now),
             Step::Wait(secs) => {
                 self.now.time = self.now.time + Duration::from_secs(secs);
@@ -452,7 +463,8 @@ impl World {
             }
             (_, DriverCall::Start(_)) => {
                 self.containers.insert(task, true);
-                DriverReport::Started(running(task.0))
+                let health = (task.0 % 2 == 1).then_some(HealthStatus::Starting); // every other one is checked
+                DriverReport::Started(Running { health, ..running(task.0) })
             }
             (_, DriverCall::Stop { .. }) => {
                 if self.containers.insert(task, false) == Some(true) {
@@ -501,6 +513,9 @@ impl World {
             for task in self.outstanding.keys().copied().collect::<Vec<_>>() {
                 self.answer(task, 0);
                 self.perform();
+            }
+            for id in 0..TASKS {
+                self.take_step(Step::Check(id, true));
             }
             if let Some(due) = self.agent.poll_timeout() {
                 self.now.time = self.now.time.max(due);

@@ -12,6 +12,7 @@ fn running() -> Running {
         pid: 42,
         address: Some(IpAddr::V4(Ipv4Addr::new(10, 212, 0, 2))),
         started: WallTime(4_000_000_000),
+        health: None,
     }
 }
 
@@ -323,7 +324,7 @@ fn found_containers_are_taken_for_what_they_are() {
 
 #[test]
 fn long_errors_are_cut_between_characters() {
-    let text = shorten(&"é".repeat(ERROR_BYTES_MAX));
+    let text = shorten(&"é".repeat(ERROR_BYTES_MAX), ERROR_BYTES_MAX);
     assert!(text.len() <= ERROR_BYTES_MAX + '…'.len_utf8());
 }
 
@@ -358,4 +359,68 @@ fn a_task_that_lacks_something_is_prepared_again_until_it_is_unwanted() {
     assert_eq!((stopped.status.state, call, stopped.status.error.as_str()), (TaskState::Shutdown, None, ""));
     let (_, call) = step(waiting, Goal::Discard, None, NOW);
     assert_eq!(call, Some(Call::Remove));
+}
+
+fn health(status: HealthStatus, output: &str) -> Option<DriverReport> {
+    Some(DriverReport::Health { status, output: output.to_owned() })
+}
+
+fn begun(health: HealthStatus) -> Life {
+    let started = DriverReport::Started(Running { health: Some(health), ..running() });
+    step(life(TaskState::Starting, Container::Created, Some(Call::Start)), Goal::Run, Some(started), NOW).0
+}
+
+#[test]
+fn a_task_that_is_checked_runs_when_it_is_well() {
+    let task = begun(HealthStatus::Starting);
+    assert_eq!((task.status.state, task.status.pid), (TaskState::Starting, 42), "it runs, but is not well yet");
+    let (task, call) = step(task, Goal::Run, health(HealthStatus::Starting, ""), NOW);
+    assert_eq!((task.status.state, call), (TaskState::Starting, None));
+    let (task, call) = step(task, Goal::Run, health(HealthStatus::Healthy, "ok"), NOW);
+    assert_eq!((task.status.state, call), (TaskState::Running, None));
+    assert_eq!((task.status.message.as_str(), task.status.since), ("started", NOW.wall));
+    assert_eq!(begun(HealthStatus::Healthy).status.state, TaskState::Running);
+}
+
+#[test]
+fn a_task_that_is_not_well_is_stopped_and_fails() {
+    let error = "task: non-zero exit (143): dockerexec: unhealthy container: no answer";
+    for (name, task, goal, code, want) in [
+        ("never was well", begun(HealthStatus::Starting), Goal::Run, 143, error),
+        ("was well", begun(HealthStatus::Healthy), Goal::Run, 143, error),
+        ("was placed by an earlier holder", begun(HealthStatus::Healthy), Goal::Keep, 143, error),
+        ("ends well", begun(HealthStatus::Healthy), Goal::Run, 0, "task: dockerexec: unhealthy container: no answer"),
+    ] {
+        let before = task.status.state;
+        let (task, call) = step(task, goal, health(HealthStatus::Unhealthy, " no\n answer\n"), NOW);
+        assert_eq!((task.status.state, call), (before, Some(Call::Stop)), "{name}: not failed while it may run");
+        assert_eq!(task.status.address, None, "{name}: nobody is sent there");
+        let (task, _) = step(task, goal, health(HealthStatus::Healthy, ""), NOW);
+        assert_eq!(task.status.state, before, "{name}: it is too late to be well");
+        let (ended, call) = step(task.clone(), goal, Some(exited(code)), NOW);
+        assert_eq!((ended.status.state, ended.status.error.as_str(), call), (TaskState::Failed, want, None), "{name}");
+        let (ended, _) = step(ended, goal, Some(DriverReport::Stopped), NOW);
+        assert_eq!((ended.container, ended.call), (Container::Ended, None), "{name}");
+
+        let (unseen, _) = step(task.clone(), goal, Some(DriverReport::Stopped), NOW);
+        assert_eq!(unseen.status.state, TaskState::Failed, "{name}: also if its end was not seen");
+        let (told, _) = step(task, Goal::Stop, Some(exited(code)), NOW);
+        assert_eq!(told.status.state, TaskState::Shutdown, "{name}: unless it was told to end meanwhile");
+    }
+}
+
+#[test]
+fn a_container_found_unwell_is_stopped() {
+    let state = FoundState::Running(Running { health: Some(HealthStatus::Unhealthy), ..running() });
+    let found = Found { task: TaskId(1), service: ServiceId(1), slot: SlotName::Replica(1), state };
+    let (_, call) = step(Life::adopted(&found, false, NOW), Goal::Run, None, NOW);
+    assert_eq!(call, Some(Call::Stop));
+}
+
+#[test]
+fn health_of_what_does_not_run_is_ignored() {
+    let before = life(TaskState::Shutdown, Container::Ended, None);
+    for status in [HealthStatus::Healthy, HealthStatus::Unhealthy] {
+        assert_eq!(step(before.clone(), Goal::Run, health(status, ""), NOW), (before.clone(), None));
+    }
 }

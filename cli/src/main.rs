@@ -7,6 +7,7 @@ mod commands;
 mod error;
 mod files;
 mod filter;
+mod health;
 mod hint;
 mod inspect;
 mod model;

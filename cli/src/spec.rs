@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port};
 
 use crate::error::CliError;
+use crate::health::HealthArgs;
 use crate::units::{Bytes, NanoCpus, Nanos};
 use crate::words;
 
@@ -108,6 +109,8 @@ pub(crate) struct SpecArgs {
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -131,7 +134,8 @@ impl SpecArgs {
         self.apply_resources(spec);
         self.apply_restart(spec);
         self.apply_update(spec);
-        self.apply_container(spec)
+        self.apply_container(spec)?;
+        self.health.apply(spec)
     }
 
     fn apply_mode(&self, spec: &mut Value) -> Result<(), CliError> {

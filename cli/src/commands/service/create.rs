@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--dns", "--placement-pref", "--health-cmd"] {
+        for flag in ["--dns", "--placement-pref", "--generic-resource"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

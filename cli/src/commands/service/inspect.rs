@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 use shoal_protocol::Kind;
-use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources, UpdateConfig};
+use shoal_protocol::spec::{ContainerSpec, Healthcheck, PublishMode, Resources, UpdateConfig};
 
 use crate::client::{Client, escape};
 use crate::commands::for_each;
@@ -109,7 +109,21 @@ fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt
         writeln!(text, " PublishedPort = {}\n  Protocol = {}", port.published_port, port.protocol)?;
         writeln!(text, "  TargetPort = {}\n  PublishMode = {mode} ", port.target_port)?;
     }
+    if let Some(check) = &spec.task_template.container_spec.healthcheck {
+        healthcheck(text, check)?;
+    }
     writeln!(text)
+}
+
+fn healthcheck(text: &mut String, check: &Healthcheck) -> std::fmt::Result {
+    writeln!(text, " Healthcheck:\n  Interval = {}\n  Retries = {}", go_duration(check.interval), check.retries)?;
+    writeln!(text, "  StartPeriod =\t{}", go_duration(check.start_period))?;
+    writeln!(text, "  Timeout =\t{}", go_duration(check.timeout))?;
+    if !check.test.is_empty() {
+        let tests: Vec<String> = check.test.iter().map(|test| format!("\t Test = {test}")).collect();
+        writeln!(text, "  Tests:\n{} ", tests.join("\n"))?;
+    }
+    Ok(())
 }
 
 fn update_status(text: &mut String, status: &UpdateStatus) -> std::fmt::Result {
@@ -240,7 +254,8 @@ mod tests {
             "Args": ["-p", "80"], "Env": ["A=1", "B=2"], "Dir": "/srv", "User": "web",
             "Secrets": [{"File": {"Name": "sec1"}, "SecretID": "a", "SecretName": "sec1"}, {"File": {"Name": "/run/s"},
             "SecretID": "a", "SecretName": "sec1"}], "Configs": [{"File": {"Name": "/c.txt"}, "ConfigID": "b",
-            "ConfigName": "con1"}]}, "Resources":
+            "ConfigName": "con1"}], "Healthcheck": {"Test": ["CMD-SHELL", "wget -q localhost"], "Interval":
+            90_000_000_000u64, "Retries": 2}}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
             {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
             "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,

@@ -11,6 +11,7 @@ mod disk;
 mod durability;
 mod events;
 mod failover;
+mod health;
 mod intruder;
 mod outcasts;
 mod pauses;

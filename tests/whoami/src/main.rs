@@ -11,8 +11,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{self, ExitCode};
-use std::sync::Arc;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,22 +39,48 @@ const DRAIN_MAX: Duration = Duration::from_millis(70);
 const ACCEPT_RETRY: Duration = Duration::from_millis(5);
 const STACK_BYTES: usize = 128 * 1024;
 
+/// How long `whoami check` waits for an answer.
+const CHECK_MAX: Duration = Duration::from_secs(5);
+
 static STOPPING: AtomicBool = AtomicBool::new(false);
 static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+/// What `/health` was told to say.
+static WELL: AtomicBool = AtomicBool::new(true);
+/// When the process is warm: until then everything is answered 503.
+static WARM: OnceLock<Instant> = OnceLock::new();
 
 fn main() -> ExitCode {
-    if let Err(error) = watch_signals() {
-        eprintln!("whoami: failed to watch signals: {error}");
-        return ExitCode::FAILURE;
-    }
-    let port = match env::var("PORT").unwrap_or_else(|_| "80".to_owned()).parse::<u16>() {
+    let port = match variable("PORT", 80) {
         Ok(port) => port,
         Err(error) => {
             eprintln!("whoami: PORT is no port: {error}");
             return ExitCode::from(2);
         }
     };
+    if env::args().nth(1).as_deref() == Some("check") {
+        return match check(port) {
+            Ok(status) => {
+                println!("{status}");
+                if status.contains(" 200 ") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }
+            Err(error) => {
+                println!("port {port} does not answer: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match variable("WARM_UP_MS", 0) {
+        Ok(milliseconds) => WARM.get_or_init(|| Instant::now() + Duration::from_millis(milliseconds)),
+        Err(error) => {
+            eprintln!("whoami: WARM_UP_MS is no number: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(error) = watch_signals() {
+        eprintln!("whoami: failed to watch signals: {error}");
+        return ExitCode::FAILURE;
+    }
     let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
     {
@@ -73,6 +100,22 @@ fn main() -> ExitCode {
     println!("whoami: listening on port {port}");
     serve(&listener, &identity);
     ExitCode::SUCCESS
+}
+
+/// Reads a variable of the environment; one that is not set has a default.
+fn variable<T: FromStr>(name: &str, default: T) -> Result<T, T::Err> {
+    env::var(name).map_or(Ok(default), |text| text.parse())
+}
+
+/// Asks the server on this machine how it is and returns the first line of its answer: a health check for an image that holds
+/// no other program.
+fn check(port: u16) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), CHECK_MAX)?;
+    stream.set_read_timeout(Some(CHECK_MAX))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Answers each datagram on `port` with who this is and the datagram, in a thread of its own.
@@ -252,9 +295,19 @@ fn answer(stream: &mut TcpStream, request: &Request, identity: &str, keep: bool)
         "HEAD" => false,
         _ => return respond(stream, "405 Method Not Allowed", keep, "", true),
     };
+    const UNAVAILABLE: &str = "503 Service Unavailable";
+    if WARM.get().is_some_and(|warm| Instant::now() < *warm) {
+        return respond(stream, UNAVAILABLE, keep, "warming up\n", with_body);
+    }
     match request.path.as_str() {
         "/" => respond(stream, "200 OK", keep, identity, with_body),
-        "/health" => respond(stream, "200 OK", keep, "ok\n", with_body),
+        "/health" if WELL.load(Ordering::SeqCst) => respond(stream, "200 OK", keep, "ok\n", with_body),
+        "/health" => respond(stream, UNAVAILABLE, keep, "told to be unwell\n", with_body),
+        // Only what `/health` says changes: requests go on being answered, so that tests see who answers them.
+        "/fall-ill" => {
+            WELL.store(false, Ordering::SeqCst);
+            respond(stream, "200 OK", keep, identity, with_body)
+        }
         "/slow" => match number(&request.query, "ms", SLOW_MS_MAX) {
             Ok(milliseconds) => {
                 thread::sleep(Duration::from_millis(milliseconds));

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, PipeReader, Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -30,10 +30,12 @@ use crate::driver::embedded::bundle::{
 };
 use crate::driver::embedded::{cgroup, process};
 
+pub mod capabilities;
 pub mod check;
 mod executor;
 mod health;
 mod mounts;
+mod names;
 mod network;
 mod rootfs;
 mod seccomp;
@@ -51,6 +53,9 @@ const CONTAINER_NAME: &str = "container";
 
 /// Files of a container's directory that are mounted over those of the same name in its `/etc`.
 pub const NETWORK_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// How readily the kernel ends this process when memory runs out.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
 /// How long another supervisor of the same container may take to go.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -199,15 +204,19 @@ fn prepare(directory: &BundleDir, bundle: &Bundle) -> Result<Prepared, Supervise
         SuperviseError::Invalid(format!("failed to create working directory {}: {error}", bundle.dir))
     })?;
     let mounted = mounts::mount_all(directory, bundle, &root)?;
-    let user = root.user(&bundle.user)?;
+    let user = root.user(&bundle.user, &bundle.plan.settings.groups)?;
     let mut bundle = bundle.clone();
     if !bundle.env.iter().any(|variable| variable.starts_with("HOME=")) {
         bundle.env.push(format!("HOME={}", user.home));
     }
     let search = bundle.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
-    let program = root.program(&bundle.args[0], &bundle.dir, search)?;
-    write_network_files(&directory.0, &bundle).map_err(failed("failed to write /etc/hosts"))?;
-    let spec = spec::build(&bundle, &directory.0, &user, &mounted, !cgroup::is_unified());
+    let mut program = root.program(&bundle.args[0], &bundle.dir, search)?;
+    if bundle.init.is_some() {
+        program = spec::INIT.to_owned();
+        bundle.args.splice(0..0, [spec::INIT, "--"].map(str::to_owned));
+    }
+    names::write(&directory.0, &bundle).map_err(failed("failed to write /etc/hosts"))?;
+    let spec = spec::build(&bundle, &directory.0, &user, &mounted, limits_devices());
     write_json(&directory.path("config.json"), &spec).map_err(failed("failed to write the specification"))?;
     if let Some(policy) = &bundle.health {
         let process = spec::check_process(&spec, policy);
@@ -217,23 +226,14 @@ fn prepare(directory: &BundleDir, bundle: &Bundle) -> Result<Prepared, Supervise
     Ok(Prepared { program, bundle })
 }
 
-fn write_network_files(directory: &Path, bundle: &Bundle) -> io::Result<()> {
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n{}\t{}\n",
-        bundle.address, bundle.hostname
-    );
-    // A resolver on the host's loopback is out of the container's reach; systemd keeps the real list elsewhere.
-    let is_local = |line: &&str| line.starts_with("nameserver 127.") || line.starts_with("nameserver ::1");
-    let mut resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if resolv.lines().any(|line| is_local(&line)) {
-        resolv = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(resolv);
-    }
-    let resolv: String = resolv.lines().filter(|line| !is_local(line)).map(|line| format!("{line}\n")).collect();
-    for (name, text) in NETWORK_FILES.iter().zip([hosts, format!("{}\n", bundle.hostname), resolv]) {
-        fs::write(directory.join(name), text)?;
-    }
-    Ok(())
+/// Compiles the filters of system calls of a container.
+fn filters(bundle: &Bundle) -> Result<seccomp::Filters, seccompiler::BackendError> {
+    seccomp::Filters::compile(&capabilities::of(&bundle.plan.settings, limits_devices()))
+}
+
+/// Returns whether the control groups of containers limit the devices that they open.
+fn limits_devices() -> bool {
+    !cgroup::is_unified()
 }
 
 /// A container whose first process waits for the word to execute its program.
@@ -246,12 +246,13 @@ struct Created {
 
 fn create(directory: &BundleDir, prepared: Prepared) -> Result<Created, SuperviseError> {
     let failed = |error: io::Error| SuperviseError::io("failed to open the container's streams", error);
-    let filters = seccomp::Filters::compile()
+    let filters = filters(&prepared.bundle)
         .map_err(|error| SuperviseError::Failed(format!("failed to compile the system call filter: {error}")))?;
     let (stdout, stdout_of_container) = pipe().map_err(failed)?;
     let (stderr, stderr_of_container) = pipe().map_err(failed)?;
     let (report, report_of_container) = pipe().map_err(failed)?;
-    let streams = streams::Streams::new(&directory.0, stdout.into(), stderr.into()).map_err(failed)?;
+    let streams =
+        streams::Streams::new(&directory.0, stdout.into(), stderr.into(), prepared.bundle.log).map_err(failed)?;
     let executor = executor::FilteringExecutor {
         program: prepared.program,
         args: prepared.bundle.args,
@@ -276,7 +277,12 @@ fn create(directory: &BundleDir, prepared: Prepared) -> Result<Created, Supervis
             .with_detach(true)
             .build()
     };
+    let own = fs::read_to_string(OOM_SCORE);
     let container = build().map_err(|error| SuperviseError::Failed(chain(&error)))?;
+    // The runtime gave this process the container's, to be inherited; the container is not to go with its supervisor.
+    if let Ok(own) = own {
+        let _ = fs::write(OOM_SCORE, own);
+    }
     let pid = container
         .pid()
         .and_then(|pid| Pid::from_raw(pid.as_raw()))

@@ -22,7 +22,7 @@ use shoal_node::driver::embedded::{EmbeddedConfig, EmbeddedDriver};
 use shoal_node::driver::{Driver, DriverError, HealthReport, LogQuery};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::mount::{BindOptions, MountKind, Propagation, VolumeOptions};
-use shoal_protocol::spec::{Healthcheck, Limits, Mount};
+use shoal_protocol::spec::{Healthcheck, Limits, Mount, Settings};
 use shoal_protocol::{NodeId, ServiceId, TaskId};
 
 /// Far longer than anything here takes.
@@ -95,6 +95,8 @@ impl Node {
             files: Vec::new(),
             mounts: Vec::new(),
             healthcheck: None,
+            settings: Settings::default(),
+            log_driver: None,
             limits: Limits::default(),
             host_ports: Vec::new(),
         }
@@ -213,6 +215,16 @@ fn a_container_is_confined() {
             ("read-cgroup", "OK"),
         ] {
             assert!(answers.contains(&format!("{call} {want}")), "{call} is not {want}: {answers:#?}");
+        }
+
+        if !cgroup::is_unified() {
+            let mut plan = ContainerPlan { task: node.plan(3, "").task, ..plan.clone() };
+            plan.settings.capability_add = ["SYS_ADMIN", "SYS_TIME"].map(str::to_owned).to_vec();
+            let answers = output(&driver, &plan).await?;
+            for want in ["unshare-mounts OK", "keyctl EPERM", "reboot EPERM", "init_module EPERM"] {
+                assert!(answers.contains(&want.to_owned()), "no {want}: {answers:#?}");
+            }
+            driver.remove(plan.task).await?;
         }
 
         let mut plan = node.plan(2, "grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|Groups):' /proc/self/status; cat /proc/keys; ls /sys/firmware; ls /proc/self/fd; ps; cat /proc/1/mountinfo | grep -c shm");

@@ -14,6 +14,7 @@ pub mod file;
 mod health;
 pub mod mount;
 mod proxy;
+pub mod settings;
 mod transport;
 pub mod validate;
 
@@ -22,6 +23,7 @@ pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
 pub use health::Healthcheck;
 pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
+pub use settings::{LogDriver, Settings};
 pub use transport::{PublishedPort, Transport};
 pub(crate) use validate::validate_name;
 pub use validate::{SpecError, validate};
@@ -86,6 +88,8 @@ pub struct TaskTemplate {
     /// Networks that each task is attached to.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkAttachment>,
+    /// What becomes of its output; `None` means the node's default.
+    pub log_driver: Option<LogDriver>,
     /// Counted up by the user to replace tasks though nothing else changed.
     pub force_update: u64,
 }
@@ -142,6 +146,9 @@ pub struct ContainerSpec {
     pub configs: Vec<ConfigReference>,
     /// How it is found out whether it is well; `None` means as the image says.
     pub healthcheck: Option<Healthcheck>,
+    /// Everything else, in the same object.
+    #[serde(flatten)]
+    pub settings: Settings,
 }
 
 /// Nanoseconds between stop signal and SIGKILL when a spec names none. Source: Docker, `--stop-grace-period`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Healthcheck, Limits, Mount, PortConfig};
+use shoal_protocol::spec::{Healthcheck, Limits, LogDriver, Mount, PortConfig, Settings};
 use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId, TaskId, WallTime};
 
 pub use agent::{Agent, AgentAction, NodeIdentity, Wanted};
@@ -67,6 +67,12 @@ pub struct ContainerPlan {
     /// Its health check; what it leaves open, and `None`, is as the image says.
     #[serde(default)]
     pub healthcheck: Option<Healthcheck>,
+    /// Its further settings.
+    #[serde(default)]
+    pub settings: Settings,
+    /// What becomes of its output; `None` means the driver's default.
+    #[serde(default)]
+    pub log_driver: Option<LogDriver>,
     /// What it may use.
     pub limits: Limits,
     /// Ports to publish on this node alone (`mode=host`).

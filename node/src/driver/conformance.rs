@@ -21,6 +21,7 @@ use super::{Driver, DriverError, LogLine, LogQuery, LogStream};
 pub use image::TestImage;
 
 mod files;
+mod further;
 mod health;
 mod image;
 mod mounts;
@@ -65,12 +66,13 @@ pub async fn run(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) ->
     suite.removing_images().await.context("removing images")
 }
 
-/// Checks what only real containers show: user, directory, host name, a read-only root, a program that is not there,
+/// Checks what only real containers show: user, directory, host name, a read-only root and so on, a program that is not there,
 /// mounts, checks that look around, secrets and configs.
 pub async fn run_isolated(driver: &dyn Driver, node: &NodeIdentity, image: &TestImage) -> anyhow::Result<()> {
     let suite = Suite { driver, node, image };
     suite.images().await.context("images")?;
     suite.settings().await.context("settings")?;
+    suite.further_settings().await.context("further settings")?;
     suite.missing_program().await.context("a missing program")?;
     suite.mounts().await.context("mounts")?;
     suite.files().await.context("secrets and configs")?;
@@ -355,6 +357,15 @@ impl Suite<'_> {
         let running = within(self.driver.start(plan.task)).await.context("start")?;
         ensure!(running.container_id == id, "{running:?} is not {id}");
         Ok(running)
+    }
+
+    /// Runs a container to its end, removes it and returns what it wrote to its standard output.
+    async fn run_to_end(&self, plan: &ContainerPlan) -> anyhow::Result<Vec<String>> {
+        self.start(plan).await?;
+        within(self.driver.wait(plan.task)).await?;
+        let lines = self.lines(plan, LogQuery::default()).await?;
+        self.remove(plan).await?;
+        Ok(text(&lines, LogStream::Stdout))
     }
 
     async fn remove(&self, plan: &ContainerPlan) -> anyhow::Result<()> {

@@ -49,6 +49,7 @@ mod network;
 mod plan;
 pub mod process;
 mod reference;
+pub mod settings;
 pub mod subnet;
 pub mod volumes;
 
@@ -249,6 +250,7 @@ impl Driver for EmbeddedDriver {
             Err(error) => return Err(error),
         }
         volumes::check(plan)?;
+        settings::check(plan)?;
         let image = self.images.find(&plan.image).map_err(|error| self.image_error(error))?;
         let address = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).take();
         let address = address.ok_or_else(|| {
@@ -345,7 +347,10 @@ impl Driver for EmbeddedDriver {
         task: TaskId,
         query: LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, DriverError>>, DriverError> {
-        let (directory, _) = self.bundle(task)?;
+        let (directory, bundle) = self.bundle(task)?;
+        if bundle.log.files == 0 {
+            return Err(DriverError::Invalid("configured logging driver does not support reading".to_owned()));
+        }
         let path = directory.0.clone();
         let has_ended = move || !matches!(look(&directory), Ok(Life::Created | Life::Running(_)));
         let lines = logs::stream(path, query, has_ended).await.map_err(failed("failed to read output"))?;

@@ -21,8 +21,8 @@ use serde_json::Value;
 use shoal_control::task::health::{OUTPUT_BYTES_MAX, Policy};
 
 use super::executor::FilteringExecutor;
-use super::{CONTAINER_NAME, chain, seccomp};
-use crate::driver::embedded::bundle::{BundleDir, read_json};
+use super::{CONTAINER_NAME, chain, filters};
+use crate::driver::embedded::bundle::{Bundle, BundleDir, read_json};
 
 /// The hidden subcommand of `shoald`.
 pub const SUBCOMMAND: &str = "check";
@@ -47,14 +47,14 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 fn run(directory: &BundleDir) -> Result<(bool, Vec<u8>), String> {
     let text = |error: io::Error| error.to_string();
     let bundle = directory.bundle().map_err(text)?;
-    let policy = bundle.health.ok_or("the container has no health check")?;
+    let policy = bundle.health.as_ref().ok_or("the container has no health check")?;
     let deadline = Instant::now() + policy.timeout;
     let (output, output_of_check) = pipe().map_err(text)?;
-    let pid = begin(directory, &policy, output_of_check.into())?;
+    let pid = begin(directory, &bundle, policy, output_of_check.into())?;
     watch(pid, output, deadline, policy.timeout).map_err(text)
 }
 
-fn begin(directory: &BundleDir, policy: &Policy, output: OwnedFd) -> Result<Pid, String> {
+fn begin(directory: &BundleDir, bundle: &Bundle, policy: &Policy, output: OwnedFd) -> Result<Pid, String> {
     let text = |error: io::Error| error.to_string();
     let file = directory.path(PROCESS_FILE);
     let process: Value = read_json(&file).map_err(text)?.ok_or("the container's health check was not prepared")?;
@@ -64,7 +64,7 @@ fn begin(directory: &BundleDir, policy: &Policy, output: OwnedFd) -> Result<Pid,
         program: policy.command[0].clone(),
         args: policy.command.clone(),
         env: env.map(str::to_owned).collect(),
-        filters: seccomp::Filters::compile().map_err(|error| error.to_string())?,
+        filters: filters(bundle).map_err(|error| error.to_string())?,
         report: Arc::new(null.try_clone().map_err(text)?), // the runtime passes failures on by itself
     };
     let build = || {

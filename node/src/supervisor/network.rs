@@ -18,6 +18,11 @@ pub fn configure(bundle: &Bundle) -> Result<(), SuperviseError> {
     // Users other than root may listen on low ports and send pings, as in Docker. Kernels without it lack nothing else.
     let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    for (name, value) in bundle.plan.settings.sysctls.iter().filter(|(name, _)| is_network(name)) {
+        // Names hold no separator of paths: they were checked with the spec.
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::write(path, value).map_err(|error| SuperviseError::Invalid(format!("sysctl {name}={value}: {error}")))?;
+    }
     // This process stays single-threaded: the runtime lives on this thread and has gone before the container is created.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -31,6 +36,11 @@ pub fn configure(bundle: &Bundle) -> Result<(), SuperviseError> {
         connection.abort();
         result.map_err(|error| SuperviseError::io("failed to set up the network", io::Error::other(error)))
     })
+}
+
+/// Returns whether a kernel parameter belongs to the network namespace, which is the supervisor's and set from there.
+pub fn is_network(sysctl: &str) -> bool {
+    sysctl.starts_with("net.")
 }
 
 async fn bring_up(handle: &Handle, bundle: &Bundle) -> Result<(), rtnetlink::Error> {

@@ -141,9 +141,17 @@ impl Root {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Finds out who `user`, `uid`, `user:group` or `uid:gid` is; empty is root.
-    pub fn user(&self, wanted: &str) -> Result<User, SuperviseError> {
-        find_user(wanted, &self.read("etc/passwd"), &self.read("etc/group"))
+    /// Finds out who `user`, `uid`, `user:group` or `uid:gid` is (empty is root), and adds further groups by name or number.
+    pub fn user(&self, wanted: &str, groups: &[String]) -> Result<User, SuperviseError> {
+        let group = self.read("etc/group");
+        let mut user = find_user(wanted, &self.read("etc/passwd"), &group)?;
+        for name in groups {
+            let gid = find_group(name, &group_entries(&group))?;
+            if !user.groups.contains(&gid) {
+                user.groups.push(gid);
+            }
+        }
+        Ok(user)
     }
 
     /// Returns the path of a program below the root, as a shell with this working directory and `PATH` finds it.
@@ -188,14 +196,7 @@ fn find_user(wanted: &str, passwd: &str, group: &str) -> Result<User, SuperviseE
         let (uid, gid) = (uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?);
         (*name == user || number == Some(uid)).then(|| ((*name).to_owned(), uid, gid, (*home).to_owned()))
     });
-    let groups: Vec<(&str, u32, &str)> = group
-        .lines()
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, gid, members, ..] = fields.as_slice() else { return None };
-            Some((*name, gid.parse().ok()?, *members))
-        })
-        .collect();
+    let groups = group_entries(group);
     let (name, uid, mut gid, home) = match (entry, number) {
         (Some(entry), _) => entry,
         (None, Some(uid)) => (String::new(), uid, 0, "/".to_owned()),
@@ -212,18 +213,26 @@ fn find_user(wanted: &str, passwd: &str, group: &str) -> Result<User, SuperviseE
         .collect();
     if !wanted_group.is_empty() {
         supplementary.clear();
-        gid = groups
-            .iter()
-            .find(|(name, _, _)| *name == wanted_group)
-            .map(|(_, gid, _)| *gid)
-            .or_else(|| wanted_group.parse().ok())
-            .ok_or_else(|| {
-                SuperviseError::Invalid(format!(
-                    "unable to find group {wanted_group}: no matching entries in group file"
-                ))
-            })?;
+        gid = find_group(wanted_group, &groups)?;
     }
     Ok(User { uid, gid, groups: supplementary, home: if home.is_empty() { "/".to_owned() } else { home } })
+}
+
+/// Name, number and members of each group.
+fn group_entries(group: &str) -> Vec<(&str, u32, &str)> {
+    let entry = |line| {
+        let mut fields = str::split(line, ':');
+        let (name, gid) = (fields.next()?, fields.nth(1)?);
+        Some((name, gid.parse().ok()?, fields.next()?))
+    };
+    group.lines().filter_map(entry).collect()
+}
+
+fn find_group(wanted: &str, groups: &[(&str, u32, &str)]) -> Result<u32, SuperviseError> {
+    let named = groups.iter().find(|(name, _, _)| *name == wanted).map(|(_, gid, _)| *gid);
+    named.or_else(|| wanted.parse().ok()).ok_or_else(|| {
+        SuperviseError::Invalid(format!("unable to find group {wanted}: no matching entries in group file"))
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! The system calls that a container may make: Docker's default profile for the capabilities that we grant.
+//! The system calls that a container may make: Docker's default profile for the capabilities that it has.
 //!
-//! Source: moby, `profiles/seccomp`, version 28, evaluated for Docker's default capabilities. Differences: 32-bit programs
+//! Source: moby, `profiles/seccomp`, version 28. Differences: 32-bit programs
 //! are killed (the filter knows one architecture), and calls newer than the table fail with ENOSYS, as runc arranges, so
 //! that C libraries fall back to older ones.
 
@@ -27,8 +27,8 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles the filters for this machine's architecture.
-    pub fn compile() -> Result<Self, BackendError> {
+    /// Compiles the filters for this machine's architecture and a container with these capabilities.
+    pub fn compile(capabilities: &[&str]) -> Result<Self, BackendError> {
         let arch = TargetArch::try_from(std::env::consts::ARCH)?;
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             COMMON.iter().chain(NATIVE).map(|number| (*number, Vec::new())).collect();
@@ -37,6 +37,8 @@ impl Filters {
         let personalities: Result<Vec<SeccompRule>, BackendError> =
             PERSONALITIES.iter().map(|value| rule(0, SeccompCmpOp::Eq, *value)).collect();
         rules.insert(libc::SYS_personality, personalities?);
+        let granted = BY_CAPABILITY.iter().filter(|(name, _)| capabilities.contains(name));
+        rules.extend(granted.flat_map(|(_, calls)| calls.iter()).map(|number| (*number, Vec::new())));
         let refuse = SeccompAction::Errno(libc::EPERM as u32);
         let allow = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?.try_into()?;
 
@@ -118,6 +120,29 @@ const NATIVE: &[i64] = &[
 #[cfg(target_arch = "aarch64")]
 const NATIVE: &[i64] = &[292, 447, 451, 452, 453, 454, 455, 456];
 
+/// Allowed with any arguments to containers with a capability beyond the default ones, on top of the above.
+#[rustfmt::skip]
+const BY_CAPABILITY: &[(&str, &[i64])] = &[
+    ("CAP_DAC_READ_SEARCH", &[libc::SYS_open_by_handle_at]),
+    ("CAP_SYS_ADMIN", numbers! {
+        SYS_bpf SYS_clone SYS_fanotify_init SYS_fsconfig SYS_fsmount SYS_fsopen SYS_fspick SYS_lookup_dcookie SYS_mount
+        SYS_mount_setattr SYS_move_mount SYS_open_tree SYS_perf_event_open SYS_quotactl SYS_quotactl_fd SYS_setdomainname
+        SYS_sethostname SYS_setns SYS_syslog SYS_umount2 SYS_unshare
+    }),
+    ("CAP_SYS_BOOT", &[libc::SYS_reboot]),
+    ("CAP_SYS_MODULE", numbers! { SYS_delete_module SYS_init_module SYS_finit_module }),
+    ("CAP_SYS_PACCT", &[libc::SYS_acct]),
+    ("CAP_SYS_PTRACE", numbers! { SYS_kcmp SYS_pidfd_getfd SYS_process_madvise }),
+    #[cfg(target_arch = "x86_64")]
+    ("CAP_SYS_RAWIO", numbers! { SYS_iopl SYS_ioperm }),
+    ("CAP_SYS_TIME", numbers! { SYS_settimeofday SYS_clock_settime }),
+    ("CAP_SYS_TTY_CONFIG", &[libc::SYS_vhangup]),
+    ("CAP_SYS_NICE", numbers! { SYS_get_mempolicy SYS_mbind SYS_set_mempolicy SYS_set_mempolicy_home_node }),
+    ("CAP_SYSLOG", &[libc::SYS_syslog]),
+    ("CAP_BPF", &[libc::SYS_bpf]),
+    ("CAP_PERFMON", &[libc::SYS_perf_event_open]),
+];
+
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the seccomp profile is written for x86_64 and aarch64");
 
@@ -127,7 +152,7 @@ mod tests {
 
     #[test]
     fn the_profile_compiles_and_leaves_out_what_escapes_use() {
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile(&["CAP_SYS_ADMIN", "CAP_SYS_TIME"]).unwrap();
         assert!(filters.allow.len() < 4096 && filters.newer.len() < 4096);
         let allowed: Vec<i64> = COMMON.iter().chain(NATIVE).copied().collect();
         for refused in [

@@ -1,32 +1,18 @@
 //! The runtime specification of a container, with Docker's defaults. Source: OCI runtime specification 1.1; moby, `oci`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use shoal_control::task::health::Policy;
+use shoal_protocol::spec::settings::Ulimit;
 
 use super::mounts::Mounted;
 use super::rootfs::User;
+use super::{capabilities, network};
 use crate::driver::embedded::bundle::Bundle;
 use crate::driver::embedded::cgroup;
-
-/// Docker's default capabilities. `MKNOD` only where the devices of a container are limited by its control group.
-const CAPABILITIES: [&str; 13] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
 
 const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",
@@ -45,6 +31,9 @@ const MASKED_PATHS: [&str; 12] = [
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Where the program that stands before the container's own is found in it. Source: moby, `inContainerInitPath`.
+pub const INIT: &str = "/sbin/docker-init";
+
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Microseconds over which a CPU limit is enforced. Source: Docker, `--cpu-period`.
@@ -55,10 +44,8 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 /// Unlike Docker's, containers cannot gain privileges by executing set-user-ID programs (`noNewPrivileges`): the filter of
 /// system calls is installed after the capabilities were dropped, which the kernel allows only so.
 pub fn build(bundle: &Bundle, directory: &Path, user: &User, mounted: &Mounted, limited_devices: bool) -> Value {
-    let mut capabilities: Vec<&str> = CAPABILITIES.to_vec();
-    if limited_devices {
-        capabilities.push("CAP_MKNOD");
-    }
+    let settings = &bundle.plan.settings;
+    let capabilities = capabilities::of(settings, limited_devices);
     // Docker gives users other than root the bounding set alone.
     let effective = if user.uid == 0 { capabilities.clone() } else { Vec::new() };
     let mut namespaces =
@@ -78,6 +65,8 @@ pub fn build(bundle: &Bundle, directory: &Path, user: &User, mounted: &Mounted, 
             "env": bundle.env,
             "cwd": bundle.dir,
             "noNewPrivileges": true,
+            "oomScoreAdj": (settings.oom_score_adj != 0).then_some(settings.oom_score_adj), // else it stays the daemon's
+            "rlimits": settings.ulimits.iter().map(rlimit).collect::<Vec<_>>(),
             "capabilities": {
                 "bounding": capabilities,
                 "effective": effective,
@@ -86,11 +75,12 @@ pub fn build(bundle: &Bundle, directory: &Path, user: &User, mounted: &Mounted, 
                 "ambient": [],
             },
         },
-        "mounts": mounts(directory, mounted),
+        "mounts": mounts(directory, bundle, mounted),
         "linux": {
             "cgroupsPath": format!("/{}", bundle.cgroup),
             "namespaces": namespaces,
             "resources": resources(bundle),
+            "sysctl": settings.sysctls.iter().filter(|(name, _)| !network::is_network(name)).collect::<BTreeMap<_, _>>(),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": readonly_paths(),
         },
@@ -114,7 +104,7 @@ fn readonly_paths() -> Vec<String> {
 }
 
 /// What the runtime mounts over the root file system. What the service mounts at the same place is there instead.
-fn mounts(directory: &Path, mounted: &Mounted) -> Vec<Value> {
+fn mounts(directory: &Path, bundle: &Bundle, mounted: &Mounted) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -138,9 +128,19 @@ fn mounts(directory: &Path, mounted: &Mounted) -> Vec<Value> {
             "options": ["rbind", "rprivate"],
         }));
     }
+    if let Some(init) = &bundle.init {
+        mounts.push(mount(INIT, "bind", &init.to_string_lossy(), &["bind", "ro", "nosuid", "nodev"]));
+    }
     mounts.retain(|mount| !mounted.targets.iter().any(|target| mount["destination"] == target.as_str()));
     mounts.extend(mounted.left.iter().cloned());
     mounts
+}
+
+/// A limit of -1 is none.
+fn rlimit(limit: &Ulimit) -> Value {
+    let value = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
+    let kind = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
+    json!({"type": kind, "soft": value(limit.soft), "hard": value(limit.hard)})
 }
 
 fn resources(bundle: &Bundle) -> Value {

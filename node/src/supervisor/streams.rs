@@ -13,20 +13,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::health::Monitor;
 use crate::driver::embedded::bundle::wall_now;
+use crate::driver::embedded::settings::LogLimits;
 
-/// Bytes of one file; then the next one is begun.
-pub const FILE_BYTES_MAX: u64 = 10 * 1024 * 1024;
-/// Files of one stream, the present one included; the oldest is removed.
-pub const FILES_MAX: usize = 3;
 /// Bytes of a line that are kept together; a longer one is kept in parts.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// Reads of one stream before the other has its turn; together more than a pipe holds.
 const READS_PER_TURN: usize = 32;
 
-/// Returns the names of the files of a stream, oldest first.
-pub fn file_names(stream: &str) -> Vec<String> {
-    (1..FILES_MAX).rev().map(|age| format!("{stream}.log.{age}")).chain([format!("{stream}.log")]).collect()
+/// Returns the names of so many files of a stream, oldest first.
+pub fn file_names(stream: &str, files: usize) -> Vec<String> {
+    (1..files).rev().map(|age| format!("{stream}.log.{age}")).chain([format!("{stream}.log")]).collect()
 }
 
 /// One stream and its files.
@@ -34,23 +31,27 @@ struct Recorder {
     pipe: Option<File>,
     directory: PathBuf,
     stream: &'static str,
+    limits: LogLimits,
     file: Option<File>,
     bytes: u64,
     line: Vec<u8>,
 }
 
 impl Recorder {
-    fn new(directory: &Path, stream: &'static str, pipe: OwnedFd) -> io::Result<Self> {
+    fn new(directory: &Path, stream: &'static str, pipe: OwnedFd, limits: LogLimits) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let mut recorder = Self {
             pipe: Some(File::from(pipe)),
             directory: directory.to_owned(),
             stream,
+            limits,
             file: None,
             bytes: 0,
             line: Vec::new(),
         };
-        recorder.open()?;
+        if limits.files > 0 {
+            recorder.open()?;
+        }
         Ok(recorder)
     }
 
@@ -69,7 +70,8 @@ impl Recorder {
             let Some(pipe) = &mut self.pipe else { return };
             match pipe.read(buffer) {
                 Ok(0) => self.pipe = None,
-                Ok(count) => self.record(&buffer[..count]),
+                Ok(count) if self.limits.files > 0 => self.record(&buffer[..count]),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.pipe = None,
@@ -109,7 +111,7 @@ impl Recorder {
         if text.is_empty() {
             return;
         }
-        if self.bytes + text.len() as u64 > FILE_BYTES_MAX {
+        if self.bytes + text.len() as u64 > self.limits.file_bytes {
             self.rotate();
         }
         let Some(file) = &mut self.file else { return };
@@ -121,7 +123,11 @@ impl Recorder {
     }
 
     fn rotate(&mut self) {
-        let names = file_names(self.stream);
+        let names = file_names(self.stream, self.limits.files);
+        if let [only] = &names[..] {
+            // Whoever reads it reads it to its end.
+            let _ = fs::remove_file(self.directory.join(only));
+        }
         for pair in names.windows(2) {
             let _ = fs::rename(self.directory.join(&pair[1]), self.directory.join(&pair[0]));
         }
@@ -146,8 +152,9 @@ pub struct Streams([Recorder; 2]);
 
 impl Streams {
     /// Reads from these pipes into the directory of the container.
-    pub fn new(directory: &Path, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
-        Ok(Self([Recorder::new(directory, "stdout", stdout)?, Recorder::new(directory, "stderr", stderr)?]))
+    pub fn new(directory: &Path, stdout: OwnedFd, stderr: OwnedFd, limits: LogLimits) -> io::Result<Self> {
+        let recorder = |stream, pipe| Recorder::new(directory, stream, pipe, limits);
+        Ok(Self([recorder("stdout", stdout)?, recorder("stderr", stderr)?]))
     }
 
     /// Records until `ended` (a process handle) becomes readable, and what was written until then. Lets the container's
@@ -189,9 +196,9 @@ mod tests {
     use super::*;
     use std::io::pipe;
 
-    fn record(directory: &Path, chunks: &[&[u8]]) {
+    fn record(directory: &Path, limits: LogLimits, chunks: &[&[u8]]) {
         let (reader, _writer) = pipe().unwrap();
-        let mut recorder = Recorder::new(directory, "stdout", reader.into()).unwrap();
+        let mut recorder = Recorder::new(directory, "stdout", reader.into(), limits).unwrap();
         for chunk in chunks {
             recorder.record(chunk);
         }
@@ -211,7 +218,7 @@ mod tests {
     #[test]
     fn lines_are_kept_whole_whatever_the_chunks() {
         let directory = tempfile::tempdir().unwrap();
-        record(directory.path(), &[b"one\ntw", b"o\n", b"\n", b"rest"]);
+        record(directory.path(), LogLimits::default(), &[b"one\ntw", b"o\n", b"\n", b"rest"]);
         let got = kinds_and_lengths(directory.path());
         let want = [("F", 3), ("F", 3), ("F", 0), ("P", 4)].map(|(kind, length)| (kind.to_owned(), length));
         assert_eq!(got, want);
@@ -220,25 +227,31 @@ mod tests {
     #[test]
     fn long_lines_are_kept_in_parts() {
         let directory = tempfile::tempdir().unwrap();
-        record(directory.path(), &[&vec![b'x'; LINE_BYTES_MAX + 5], b"\n"]);
+        record(directory.path(), LogLimits::default(), &[&vec![b'x'; LINE_BYTES_MAX + 5], b"\n"]);
         let got = kinds_and_lengths(directory.path());
         assert_eq!(got, [("P".to_owned(), LINE_BYTES_MAX), ("F".to_owned(), 5)]);
     }
 
     #[test]
     fn files_are_rotated_and_the_oldest_forgotten() {
-        let directory = tempfile::tempdir().unwrap();
         let block = [b'x'; 1023].iter().chain(b"\n").copied().cycle().take(64 * 1024).collect::<Vec<u8>>();
-        let blocks = vec![block.as_slice(); 5 * FILE_BYTES_MAX as usize / block.len()];
-        record(directory.path(), &blocks);
-        let mut names: Vec<String> = fs::read_dir(directory.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["stdout.log", "stdout.log.1", "stdout.log.2"]);
-        for name in names {
-            assert!(fs::metadata(directory.path().join(name)).unwrap().len() <= FILE_BYTES_MAX);
+        for (files, want) in [
+            (3, &["stdout.log", "stdout.log.1", "stdout.log.2"][..]),
+            (1, &["stdout.log"]),
+            (2, &["stdout.log", "stdout.log.1"]),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let limits = LogLimits { file_bytes: 1 << 20, files };
+            record(directory.path(), limits, &vec![block.as_slice(); 5 * limits.file_bytes as usize / block.len()]);
+            let mut names: Vec<String> = fs::read_dir(directory.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            assert_eq!(names, want);
+            for name in names {
+                assert!(fs::metadata(directory.path().join(name)).unwrap().len() <= limits.file_bytes);
+            }
         }
     }
 }

@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::constraint::Constraint;
-use super::{NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, health, mount};
+use super::{
+    NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, health, mount, settings,
+};
 
 /// Networks of one service at most.
 pub const NETWORKS_MAX: usize = 32;
@@ -149,6 +151,22 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ContainerSpec.Healthcheck.Retries",
     "TaskTemplate.ContainerSpec.Healthcheck.StartPeriod",
     "TaskTemplate.ContainerSpec.Healthcheck.StartInterval",
+    "TaskTemplate.ContainerSpec.Init",
+    "TaskTemplate.ContainerSpec.TTY",
+    "TaskTemplate.ContainerSpec.Groups",
+    "TaskTemplate.ContainerSpec.Hosts",
+    "TaskTemplate.ContainerSpec.DNSConfig.Nameservers",
+    "TaskTemplate.ContainerSpec.DNSConfig.Search",
+    "TaskTemplate.ContainerSpec.DNSConfig.Options",
+    "TaskTemplate.ContainerSpec.Sysctls",
+    "TaskTemplate.ContainerSpec.CapabilityAdd",
+    "TaskTemplate.ContainerSpec.CapabilityDrop",
+    "TaskTemplate.ContainerSpec.Ulimits.Name",
+    "TaskTemplate.ContainerSpec.Ulimits.Soft",
+    "TaskTemplate.ContainerSpec.Ulimits.Hard",
+    "TaskTemplate.ContainerSpec.OomScoreAdj",
+    "TaskTemplate.LogDriver.Name",
+    "TaskTemplate.LogDriver.Options",
     "TaskTemplate.Resources.Limits.NanoCPUs",
     "TaskTemplate.Resources.Limits.MemoryBytes",
     "TaskTemplate.Resources.Limits.Pids",
@@ -196,7 +214,6 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.PluginSpec", "plugin services are"),
     ("TaskTemplate.NetworkAttachmentSpec", "network attachments are"),
     ("TaskTemplate.Runtime", "task runtimes other than 'container' are"),
-    ("TaskTemplate.LogDriver", "log drivers are"),
     ("TaskTemplate.Placement.Preferences", "placement preferences are"),
     ("TaskTemplate.Resources.Limits.GenericResources", "generic resources are"),
     ("TaskTemplate.Resources.Reservations.GenericResources", "generic resources are"),
@@ -212,19 +229,9 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Options", "further options of a tmpfs are"),
     ("TaskTemplate.ContainerSpec.Mounts.ClusterOptions", "mounts of type 'cluster' are"),
     ("TaskTemplate.ContainerSpec.Configs.Runtime", "configs that are no files are"),
-    ("TaskTemplate.ContainerSpec.Init", "an init process in the container is"),
-    ("TaskTemplate.ContainerSpec.DNSConfig", "DNS settings are"),
-    ("TaskTemplate.ContainerSpec.Hosts", "host entries are"),
-    ("TaskTemplate.ContainerSpec.Sysctls", "sysctls are"),
-    ("TaskTemplate.ContainerSpec.CapabilityAdd", "adding capabilities is"),
-    ("TaskTemplate.ContainerSpec.CapabilityDrop", "dropping capabilities is"),
-    ("TaskTemplate.ContainerSpec.Ulimits", "ulimits are"),
-    ("TaskTemplate.ContainerSpec.Groups", "supplementary groups are"),
     ("TaskTemplate.ContainerSpec.Privileges", "privileges are"),
     ("TaskTemplate.ContainerSpec.Isolation", "isolation modes other than 'default' are"),
-    ("TaskTemplate.ContainerSpec.TTY", "a terminal (TTY) is"),
     ("TaskTemplate.ContainerSpec.OpenStdin", "an open standard input is"),
-    ("TaskTemplate.ContainerSpec.OomScoreAdj", "an OOM score is"),
 ];
 
 /// Refuses by name whatever in a service's JSON would have to change what shoal does but does not.
@@ -295,6 +302,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     if let Some(check) = &container.healthcheck {
         health::validate(check)?;
     }
+    settings::validate(&container.settings)?;
     let resources = &spec.task_template.resources;
     for (nano_cpus, memory_bytes) in [
         (resources.limits.nano_cpus, resources.limits.memory_bytes),

@@ -72,6 +72,8 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         // One that cannot be resolved was refused when the template was read.
         files: spec.files().filter_map(|reference| file(reference).ok()).collect(),
         healthcheck: spec.healthcheck.clone(),
+        settings: spec.settings.clone(),
+        log_driver: template.log_driver.clone(),
         limits: template.resources.limits.clone(),
         host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shoal_control::task::ContainerPlan;
 use shoal_protocol::spec::mount::MountKind;
-use shoal_protocol::spec::{Limits, Mount, PublishMode};
+use shoal_protocol::spec::{Limits, Mount, PublishMode, Settings};
 
 use super::*;
 use crate::driver::inventory::{ContainerInfo, ContainerSizes, ContainerState, ImageDetails, VolumeInfo};
@@ -47,6 +47,8 @@ fn container(number: u32, state: ContainerState, created: WallTime, sizes: bool)
             mounts: vec![data],
             files: Vec::new(),
             healthcheck: None,
+            settings: Settings::default(),
+            log_driver: None,
             limits: Limits { memory_bytes: 33_554_432, ..Limits::default() },
             host_ports: vec![port],
         },

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
-    MountTmpfsOptions, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, PortBinding,
+    MountTmpfsOptions, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, PortBinding, ResourcesUlimits,
 };
 use shoal_control::task::ContainerPlan;
+use shoal_protocol::spec::LogDriver;
 use shoal_protocol::spec::mount::{self, MountKind, Propagation};
+use shoal_protocol::spec::settings::Ulimit;
 
 /// Size and number of the files in which a container's output is kept; the oldest is dropped.
 const LOG_FILE_SIZE: &str = "10m";
@@ -34,6 +36,7 @@ pub(super) fn body(plan: &ContainerPlan) -> ContainerCreateBody {
         image: Some(plan.image.clone()),
         working_dir: text(&plan.dir),
         labels: Some(plan.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()),
+        tty: Some(plan.settings.tty),
         stop_signal: text(&plan.stop_signal),
         stop_timeout: Some(i64::try_from(grace_secs(plan)).unwrap_or(i64::MAX)),
         healthcheck: plan.healthcheck.as_ref().map(super::health::config),
@@ -49,7 +52,7 @@ fn host_config(plan: &ContainerPlan, ports: &[(String, String)]) -> HostConfig {
         let binding = PortBinding { host_ip: None, host_port: Some(published.clone()) };
         bindings.entry(target.clone()).or_default().get_or_insert_default().push(binding);
     }
-    let log_options = [("max-size", LOG_FILE_SIZE), ("max-file", LOG_FILES)];
+    let settings = &plan.settings;
     HostConfig {
         nano_cpus: limit(plan.limits.nano_cpus),
         memory: limit(plan.limits.memory_bytes),
@@ -58,12 +61,44 @@ fn host_config(plan: &ContainerPlan, ports: &[(String, String)]) -> HostConfig {
         port_bindings: Some(bindings),
         mounts: Some(plan.mounts.iter().map(mount).collect()),
         network_mode: Some("bridge".to_owned()),
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
-            config: Some(log_options.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-        }),
+        log_config: Some(log_config(plan.log_driver.as_ref())),
+        init: settings.init,
+        group_add: list(&settings.groups),
+        extra_hosts: list(&settings.hosts.iter().flat_map(|entry| extra_hosts(entry)).collect::<Vec<_>>()),
+        dns: list(&settings.dns.nameservers),
+        dns_search: list(&settings.dns.search),
+        dns_options: list(&settings.dns.options),
+        sysctls: Some(settings.sysctls.clone().into_iter().collect()),
+        cap_add: list(&settings.capability_add),
+        cap_drop: list(&settings.capability_drop),
+        ulimits: Some(settings.ulimits.iter().map(ulimit).collect()),
+        oom_score_adj: Some(settings.oom_score_adj.into()),
         ..HostConfig::default()
     }
+}
+
+/// Without a driver's name its options are those of the default one.
+fn log_config(driver: Option<&LogDriver>) -> HostConfigLogConfig {
+    let named = driver.filter(|driver| !driver.name.is_empty());
+    let mut options: HashMap<String, String> = HashMap::new();
+    if named.is_none() {
+        options
+            .extend([("max-size", LOG_FILE_SIZE), ("max-file", LOG_FILES)].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+    options.extend(driver.iter().flat_map(|driver| driver.options.clone()));
+    let name = named.map_or("json-file", |driver| &driver.name);
+    HostConfigLogConfig { typ: Some(name.to_owned()), config: Some(options) }
+}
+
+/// Returns `NAME:ADDRESS` for each name of an entry of the form of hosts(5).
+fn extra_hosts(entry: &str) -> Vec<String> {
+    let mut words = entry.split_whitespace();
+    let address = words.next().unwrap_or_default();
+    words.map(|name| format!("{name}:{address}")).collect()
+}
+
+fn ulimit(limit: &Ulimit) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(limit.name.clone()), soft: Some(limit.soft), hard: Some(limit.hard) }
 }
 
 /// Translates a mount. The engine refuses the kinds that it does not know.
@@ -149,6 +184,21 @@ fn list(values: &[String]) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn host_entries_and_log_drivers_are_translated() {
+        assert_eq!(extra_hosts("10.0.0.1  a b"), ["a:10.0.0.1", "b:10.0.0.1"]);
+        let config = |name: &str, option: &str| {
+            let options = [(option.to_owned(), "1".to_owned())].into();
+            let config = log_config(Some(&LogDriver { name: name.to_owned(), options }));
+            let mut options: Vec<_> = config.config.unwrap_or_default().into_iter().collect();
+            options.sort();
+            (config.typ.unwrap_or_default(), options.into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
+        };
+        assert_eq!(config("syslog", "tag"), ("syslog".to_owned(), vec!["tag=1".to_owned()]));
+        let want = vec!["max-file=1".to_owned(), format!("max-size={LOG_FILE_SIZE}")];
+        assert_eq!(config("", "max-file"), ("json-file".to_owned(), want));
+    }
 
     #[test]
     fn references_are_split_for_a_pull() {

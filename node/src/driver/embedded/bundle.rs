@@ -20,6 +20,7 @@ use shoal_control::task::{ContainerPlan, Running};
 use shoal_protocol::{ClusterId, TaskId, WallTime};
 
 use super::process;
+use super::settings::LogLimits;
 use super::volumes::VolumeDir;
 
 /// What a container runs: the plan with everything resolved that the image decides.
@@ -51,6 +52,12 @@ pub struct Bundle {
     /// Its health check, if it has one.
     #[serde(default)]
     pub health: Option<Policy>,
+    /// The program on the node that stands before its own, if one does.
+    #[serde(default)]
+    pub init: Option<PathBuf>,
+    /// Which of its output is kept.
+    #[serde(default)]
+    pub log: LogLimits,
     /// Number of the signal that asks it to end.
     pub stop_signal: i32,
     /// Its address.

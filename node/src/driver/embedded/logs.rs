@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use shoal_protocol::WallTime;
 
+use super::settings::LOG_FILES_MAX;
 use crate::driver::{LogLine, LogQuery, LogStream};
 use crate::supervisor::streams::{LINE_BYTES_MAX, file_names};
 
@@ -181,7 +182,7 @@ impl Lines {
     fn open_newer(&mut self) -> io::Result<bool> {
         let mut newer: VecDeque<(u64, File)> = VecDeque::new();
         // Newest first: a file that is renamed meanwhile is then met twice, and not missed.
-        for name in file_names(self.name).iter().rev() {
+        for name in file_names(self.name, LOG_FILES_MAX).iter().rev() {
             match File::open(self.directory.join(name)) {
                 Ok(file) => {
                     let inode = file.metadata()?.ino();

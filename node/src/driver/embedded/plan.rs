@@ -13,7 +13,7 @@ use super::bundle::{Bundle, wall_now};
 use super::images::{Image, hex, platform_architecture};
 use super::process::parse_signal;
 use super::subnet::Addresses;
-use super::volumes;
+use super::{settings, volumes};
 use crate::driver::DriverError;
 
 /// Where programs are looked for if neither image nor spec says so. Source: Docker.
@@ -92,6 +92,8 @@ pub fn resolve(
         user: chosen(&plan.user, defaults.user, ""),
         hostname,
         health,
+        init: settings::init(plan)?,
+        log: settings::log_limits(plan.log_driver.as_ref())?,
         stop_signal,
         address,
         gateway: subnet.host(Addresses::GATEWAY),

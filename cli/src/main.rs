@@ -16,6 +16,7 @@ mod networks;
 mod output;
 mod ports;
 mod progress;
+mod settings;
 #[cfg(test)]
 mod snapshot;
 mod spec;
@@ -110,7 +111,7 @@ mod tests {
     #[test]
     fn unknown_flags_are_answered_with_what_helps() {
         for (flag, want) in [
-            ("--isolation", "is listed in docs/compatibility.md"),
+            ("--credential-spec", "is listed in docs/compatibility.md"),
             ("--replica", "a similar argument exists: '--replicas'"),
         ] {
             let error = super::Cli::try_parse_from(["shoal", "service", "create", flag, "x", "image"]).unwrap_err();

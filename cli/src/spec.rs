@@ -10,6 +10,7 @@ use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig
 
 use crate::error::CliError;
 use crate::health::HealthArgs;
+use crate::settings::SettingArgs;
 use crate::units::{Bytes, NanoCpus, Nanos};
 use crate::words;
 
@@ -111,6 +112,8 @@ pub(crate) struct SpecArgs {
     entrypoint: Option<String>,
     #[command(flatten)]
     health: HealthArgs,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -135,6 +138,7 @@ impl SpecArgs {
         self.apply_restart(spec);
         self.apply_update(spec);
         self.apply_container(spec)?;
+        self.settings.apply(spec);
         self.health.apply(spec)
     }
 
@@ -243,7 +247,7 @@ fn set_policy<const N: usize>(spec: &mut Value, path: &[&str], given: [(&str, Op
 }
 
 /// Returns the texts of a list in a spec.
-fn texts(place: &Value) -> Vec<String> {
+pub(crate) fn texts(place: &Value) -> Vec<String> {
     place
         .as_array()
         .map_or_else(Vec::new, |list| list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())

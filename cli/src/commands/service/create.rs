@@ -17,6 +17,7 @@ use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
+use crate::settings::NewSettingArgs;
 use crate::spec::{self, SpecArgs, set};
 
 /// Flags of `service create`.
@@ -58,6 +59,8 @@ pub(crate) struct CreateArgs {
     /// Network attachments (NAME, or name=…,alias=…)
     #[arg(long, value_name = "NETWORK")]
     network: Vec<NetworkFlag>,
+    #[command(flatten)]
+    settings: NewSettingArgs,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -127,6 +130,7 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|publish| publish.0).collect();
     spec::change_ports(&mut spec, &[], &ports)?;
     mounts::change(&mut spec, &[], &args.mount)?;
+    args.settings.apply(&mut spec);
     args.spec.apply(&mut spec)?;
     Ok(spec)
 }
@@ -166,7 +170,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--dns", "--placement-pref", "--generic-resource"] {
+        for flag in ["--placement-pref", "--generic-resource"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 use shoal_protocol::Kind;
-use shoal_protocol::spec::{ContainerSpec, Healthcheck, PublishMode, Resources, UpdateConfig};
+use shoal_protocol::spec::settings::Ulimit;
+use shoal_protocol::spec::{ContainerSpec, Healthcheck, LogDriver, PublishMode, Resources, Settings, UpdateConfig};
 
 use crate::client::{Client, escape};
 use crate::commands::for_each;
@@ -92,6 +93,9 @@ fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt
         policy(text, "Rollback", config)?;
     }
     container(text, &spec.task_template.container_spec)?;
+    if let Some(driver) = &spec.task_template.log_driver {
+        log_driver(text, driver)?;
+    }
     resources(text, &spec.task_template.resources)?;
     if !networks.is_empty() {
         writeln!(text, "Networks: {} ", networks.join(" "))?;
@@ -163,9 +167,13 @@ fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
     if !spec.dir.is_empty() {
         writeln!(text, " Dir:\t\t{}", spec.dir)?;
     }
+    if let Some(init) = spec.settings.init {
+        writeln!(text, " Init:\t\t{init}")?;
+    }
     if !spec.user.is_empty() {
         writeln!(text, " User: {}", spec.user)?;
     }
+    settings(text, &spec.settings)?;
     if !spec.mounts.is_empty() {
         writeln!(text, "Mounts:")?;
     }
@@ -184,6 +192,45 @@ fn container(text: &mut String, spec: &ContainerSpec) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn settings(text: &mut String, settings: &Settings) -> std::fmt::Result {
+    let (add, drop) = (&settings.capability_add, &settings.capability_drop);
+    if !add.is_empty() || !drop.is_empty() {
+        writeln!(text, "Capabilities:")?;
+    }
+    for (name, list) in [("Add", add), ("Drop", drop)] {
+        if !list.is_empty() {
+            writeln!(text, " {name}: {}", list.join(", "))?;
+        }
+    }
+    if !settings.sysctls.is_empty() {
+        writeln!(text, "SysCtls:")?;
+    }
+    for (name, value) in &settings.sysctls {
+        writeln!(text, " {name}{}{value}", if value.is_empty() { "" } else { ": " })?;
+    }
+    if !settings.ulimits.is_empty() {
+        writeln!(text, "Ulimits:")?;
+    }
+    for Ulimit { name, soft, hard } in &settings.ulimits {
+        writeln!(text, " {name}: {soft}:{hard}")?;
+    }
+    Ok(())
+}
+
+fn log_driver(text: &mut String, driver: &LogDriver) -> std::fmt::Result {
+    writeln!(text, "Log Driver:")?;
+    if !driver.name.is_empty() {
+        writeln!(text, " Name:\t\t{}", driver.name)?;
+    }
+    if !driver.options.is_empty() {
+        writeln!(text, " LogOpts:")?;
+    }
+    for (name, value) in &driver.options {
+        writeln!(text, "  {name}{}{value}", if value.is_empty() { "" } else { ":       " })?;
+    }
+    writeln!(text)
 }
 
 fn resources(text: &mut String, resources: &Resources) -> std::fmt::Result {
@@ -239,7 +286,7 @@ mod tests {
         let want = "\nID:\t\tzw28l6ocpszcx94qkcx0wpr9u\nName:\t\tweb\nService Mode:\tReplicated\n Replicas:\t3\nPlacement:\n\
             UpdateConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n Max failure ratio: 0\n \
             Update order:      stop-first\nRollbackConfig:\n Parallelism:\t1\n On failure:\tpause\n Monitoring Period: 5s\n \
-            Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\nMounts:\n \
+            Max failure ratio: 0\n Rollback order:    stop-first\nContainerSpec:\n Image:\t\tlab/web:1\n Init:\t\tfalse\nMounts:\n \
             Target:\t/a\n  Source:\t/src\n  ReadOnly:\ttrue\n  Type:\t\tbind\n Target:\t/t\n  Source:\t\n  \
             ReadOnly:\tfalse\n  Type:\t\ttmpfs\nResources:\n \
             Limits:\n  CPU:\t\t0.5\n  Memory:\t64MiB\nEndpoint Mode:\tvip\nPorts:\n PublishedPort = 8080\n  Protocol = tcp\n  \
@@ -255,7 +302,9 @@ mod tests {
             "Secrets": [{"File": {"Name": "sec1"}, "SecretID": "a", "SecretName": "sec1"}, {"File": {"Name": "/run/s"},
             "SecretID": "a", "SecretName": "sec1"}], "Configs": [{"File": {"Name": "/c.txt"}, "ConfigID": "b",
             "ConfigName": "con1"}], "Healthcheck": {"Test": ["CMD-SHELL", "wget -q localhost"], "Interval":
-            90_000_000_000u64, "Retries": 2}}, "Resources":
+            90_000_000_000u64, "Retries": 2}, "Init": true, "CapabilityAdd": ["CAP_NET_ADMIN", "CAP_SYS_TIME"],
+            "CapabilityDrop": ["ALL"], "Sysctls": {"net.core.somaxconn": "7"}, "Ulimits": [{"Name": "nofile", "Soft": 1,
+            "Hard": 2}]}, "LogDriver": {"Name": "json-file", "Options": {"max-size": "1m"}}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
             {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
             "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,

@@ -14,6 +14,7 @@ use crate::networks::{self, NetworkFlag};
 use crate::output::print;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
+use crate::settings::ChangedSettingArgs;
 use crate::spec::{self, SpecArgs, set, slot};
 use crate::words;
 
@@ -86,6 +87,8 @@ pub(crate) struct UpdateArgs {
     /// Rollback to previous specification
     #[arg(long)]
     rollback: bool,
+    #[command(flatten)]
+    settings: ChangedSettingArgs,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -176,6 +179,7 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     spec::change_labels(spec, &["Labels"], &[], &proxies);
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
     mounts::change(spec, &args.mount_rm, &args.mount_add)?;
+    args.settings.apply(spec);
     args.spec.apply(spec)?;
     if args.force {
         let count = slot(spec, &["TaskTemplate", "ForceUpdate"]);

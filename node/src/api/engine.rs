@@ -159,14 +159,16 @@ impl Engine {
 
     /// Asks the engine something and reads the answer whole.
     pub(super) async fn ask(&self, path: &str) -> Result<Value, ApiError> {
-        let ask = async {
-            let response = self.pass(question(Method::GET, path)?).await?;
-            if !response.status().is_success() {
-                return Err(self.refusal(response).await);
-            }
-            self.value(response).await
-        };
-        self.within(QUESTION_TIMEOUT, ask).await
+        self.within(QUESTION_TIMEOUT, async { self.pass_for_value(question(Method::GET, path)?).await }).await
+    }
+
+    /// Passes a request on and reads the answer whole.
+    pub(super) async fn pass_for_value(&self, request: Request) -> Result<Value, ApiError> {
+        let response = self.pass(request).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        self.value(response).await
     }
 
     async fn value(&self, response: Response) -> Result<Value, ApiError> {

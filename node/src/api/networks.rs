@@ -21,10 +21,12 @@ use super::{Api, ApiError, FromPeer, query, unsupported};
 
 /// Keys that listings can be filtered by.
 const FILTERS: [&str; 6] = ["driver", "id", "label", "name", "scope", "type"];
-/// Bytes of the engine's answer to a request to prune; of more nothing is told.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Keys that only an engine's networks can be listed by.
+const FILTERS_OF_ENGINE: [&str; 1] = ["dangling"];
 /// Keys that choose what is pruned.
 const PRUNE_FILTERS: [&str; 1] = ["label"];
+/// Keys that choose among an engine's networks only.
+const PRUNE_FILTERS_OF_ENGINE: [&str; 2] = ["label!", "until"];
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ListQuery {
@@ -42,14 +44,10 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
     request: Request,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let filters = Filters::parse(query.filters.as_deref(), &FILTERS)?;
-    let networks = api.networks().await?;
-    let mut list: Vec<Value> = networks
-        .iter()
-        .filter(|network| fits(network, &filters))
-        .map(|network| json!(render::network(network)))
-        .collect();
-    if let Some(engine) = api.engine_behind(&request) {
+    let engine = api.engine_behind(&request);
+    let networks = api.chosen(query.filters.as_deref(), &FILTERS, &FILTERS_OF_ENGINE, engine.is_some()).await?;
+    let mut list: Vec<Value> = networks.iter().map(|network| json!(render::network(network))).collect();
+    if let Some(engine) = engine {
         let path = request.uri().path_and_query().map_or("/networks", |path| path.as_str());
         list.extend(engine.ask(path).await?.as_array().cloned().unwrap_or_default());
     }
@@ -141,10 +139,10 @@ pub(super) async fn prune(
     Query(query): Query<ListQuery>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let filters = Filters::parse(query.filters.as_deref(), &PRUNE_FILTERS)?;
+    let (engine, filters) = (api.engine_behind(&request), query.filters.as_deref());
+    let networks = api.chosen(filters, &PRUNE_FILTERS, &PRUNE_FILTERS_OF_ENGINE, engine.is_some()).await?;
     let mut deleted = Vec::new();
-    for network in api.networks().await?.into_iter().filter(|network| !network.is_ingress() && fits(network, &filters))
-    {
+    for network in networks.into_iter().filter(|network| !network.is_ingress()) {
         match api.backend.write(Write::RemoveObject { kind: Kind::Network, id: network.id }).await {
             Ok(_) => {
                 api.wait_for_object(Kind::Network, network.id, 0).await;
@@ -155,10 +153,8 @@ pub(super) async fn prune(
             Err(error) => return Err(error.into()),
         }
     }
-    if let Some(engine) = api.engine_behind(&request) {
-        let answer = engine.pass(request).await?;
-        let body = axum::body::to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
-        let pruned: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if let Some(engine) = engine {
+        let pruned = engine.pass_for_value(request).await?;
         let names = pruned["NetworksDeleted"].as_array().into_iter().flatten();
         deleted.extend(names.filter_map(|name| name.as_str().map(str::to_owned)));
     }
@@ -173,15 +169,34 @@ impl Api {
 
     /// Asks the engine about a network that the cluster has not.
     async fn or_of_engine(&self, error: ApiError, request: Request) -> Result<Response, ApiError> {
-        match self.engine_behind(&request).filter(|_| error.status == StatusCode::NOT_FOUND) {
+        let is_elsewhere = error.status == StatusCode::NOT_FOUND || error == ApiError::not_in_cluster();
+        match self.engine_behind(&request).filter(|_| is_elsewhere) {
             Some(engine) => engine.pass(request).await,
             None => Err(error),
         }
     }
 
-    async fn networks(&self) -> Result<Vec<ObjectView>, ApiError> {
+    /// Returns the cluster's networks that fit filters by `keys`: none if a filter is by one of `keys_of_engine`, or if this
+    /// node is in no cluster. Without an engine, both are refused.
+    async fn chosen(
+        &self,
+        filters: Option<&str>,
+        keys: &[&str],
+        keys_of_engine: &[&str],
+        has_engine: bool,
+    ) -> Result<Vec<ObjectView>, ApiError> {
+        let keys_of_engine = if has_engine { keys_of_engine } else { &[] };
+        let filters = Filters::parse(filters, &[keys, keys_of_engine].concat())?;
+        if keys_of_engine.iter().any(|key| !filters.values(key).is_empty()) {
+            return Ok(Vec::new());
+        }
         let want = Want { objects: Some((Kind::Network, Pick::All)), ..Want::default() };
-        Ok(self.backend.snapshot(want).await?.objects)
+        let mut networks = match self.backend.snapshot(want).await {
+            Err(error) if has_engine && error == ApiError::not_in_cluster() => Vec::new(),
+            seen => seen?.objects,
+        };
+        networks.retain(|network| fits(network, &filters));
+        Ok(networks)
     }
 
     /// Writes the identifiers of networks into a service's spec where it has names. A spec without networks stays as it is.

@@ -114,8 +114,22 @@ async fn swarm(State(asked): State<Arc<Asked>>) -> &'static str {
     "\"joined\""
 }
 
+async fn prune(uri: axum::http::Uri) -> Response {
+    match uri.query() {
+        Some(query) if query.contains("broken") => {
+            (StatusCode::CONFLICT, Json(json!({"message": "a prune operation is already running"}))).into_response()
+        }
+        _ => Json(json!({"NetworksDeleted": ["old"]})).into_response(),
+    }
+}
+
 /// A node with a stand-in for an engine behind it.
 async fn start() -> (Server, Arc<Asked>, tempfile::TempDir) {
+    start_as(Fake::new()).await
+}
+
+/// The same with a node of which everything but the engine is given.
+async fn start_as(fake: Fake) -> (Server, Arc<Asked>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("docker.sock");
     let asked = Arc::new(Asked::default());
@@ -132,13 +146,22 @@ async fn start() -> (Server, Arc<Asked>, tempfile::TempDir) {
         .route("/v1.41/containers/x/attach", post(attach))
         .route("/v1.41/build", post(build))
         .route("/images/load", post("{\"stream\":\"Loaded image: behind:1\\n\"}\n"))
+        .route("/networks", get(Json(json!([{"Name": "bridge", "Driver": "bridge", "Scope": "local"}]))))
+        .route(
+            "/networks/bridge",
+            get(Json(json!({"Name": "bridge"})))
+                .delete((StatusCode::FORBIDDEN, Json(json!({"message": "predefined"})))),
+        )
         .route("/networks/none", get((StatusCode::NOT_FOUND, Json(json!({"message": "network none not found"})))))
+        .route("/networks/create", post(|body: String| async move { (StatusCode::CREATED, body) }))
+        .route("/networks/prune", post(prune))
+        .route("/networks/bridge/connect", post(|body: String| async move { body }))
         .route("/{*path}", any(swarm))
         .with_state(asked.clone());
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move { axum::serve(listener, routes).await });
     let address = format!("unix://{}", path.display()).parse().unwrap();
-    let fake = Fake { engine: Some(Arc::new(Engine::new(address))), ..Fake::new() };
+    let fake = Fake { engine: Some(Arc::new(Engine::new(address))), ..fake };
     (Server::start(fake), asked, dir)
 }
 
@@ -184,6 +207,56 @@ async fn requests_are_passed_on_as_they_came() {
     assert_eq!(parts.headers[CONTENT_LENGTH], "7");
     let refused = server.refused(Method::GET, "/v1.41/networks/none", "").await;
     assert_eq!(refused, (404, "network none not found".to_owned()));
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|one| one["Name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn networks_are_the_clusters_and_the_engines() {
+    let (server, asked, _dir) = start().await;
+    let (status, _) = server.send(Method::POST, "/v1.41/networks/create", r#"{"Name":"ov","Driver":"overlay"}"#).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let local = r#"{"Name":"br","Driver":"bridge"}"#;
+    for path in ["/v1.41/networks/create", "/networks/bridge/connect"] {
+        let (status, body) = server.send(Method::POST, path, local).await;
+        assert!(status.is_success() && body == local, "{path}: {status} {body:?}");
+    }
+    let mut listed: Vec<_> = names(&server.get("/v1.41/networks").await).into_iter().map(str::to_owned).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, ["bridge", "ingress", "ov"]);
+    let dangling = server.get("/networks?filters=%7B%22dangling%22:%5B%22true%22%5D%7D").await;
+    assert_eq!(names(&dangling), ["bridge"]);
+    assert_eq!(server.get("/networks/ov").await["Driver"], "overlay");
+    assert_eq!(server.get("/networks/bridge").await, json!({"Name": "bridge"}));
+    let refused = server.refused(Method::DELETE, "/networks/bridge", "").await;
+    assert_eq!(refused, (403, "predefined".to_owned()));
+    let refused = server.refused(Method::POST, "/networks/prune?broken", "").await;
+    assert_eq!(refused, (409, "a prune operation is already running".to_owned()));
+    assert_eq!(asked.swarm.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn both_prune_their_networks() {
+    let (server, _, _dir) = start().await;
+    server.send(Method::POST, "/networks/create", r#"{"Name":"ov","Driver":"overlay"}"#).await;
+    let prune = async |query: &str| {
+        let (status, body) = server.send(Method::POST, &format!("/networks/prune{query}"), "").await;
+        assert_eq!(status, StatusCode::OK, "{body:?}");
+        serde_json::from_slice::<Value>(&body).unwrap()
+    };
+    let until = prune("?filters=%7B%22until%22:%5B%221h%22%5D%7D").await;
+    assert_eq!(until, json!({"NetworksDeleted": ["old"]}), "the cluster knows no ages");
+    assert_eq!(prune("").await, json!({"NetworksDeleted": ["ov", "old"]}));
+}
+
+#[tokio::test]
+async fn outside_any_cluster_all_networks_are_the_engines() {
+    let (server, _, _dir) = start_as(Fake { in_cluster: false, ..Fake::new() }).await;
+    assert_eq!(names(&server.get("/networks").await), ["bridge"]);
+    assert_eq!(server.get("/networks/bridge").await, json!({"Name": "bridge"}));
+    assert_eq!(server.send(Method::POST, "/networks/prune", "").await.0, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -97,6 +97,9 @@ fn events(lab: &Lab) -> Result<()> {
     events.wait(&[("node", "update", &second, &[("availability.new", "drain"), ("availability.old", "active")])])?;
     first.shoal().ok(&["service", "rm", "web"])?;
     events.wait(&[("service", "remove", "web", &[])])?;
+    first.shoal().ok(&["network", "create", "--driver", "overlay", "back"])?;
+    first.shoal().ok(&["network", "rm", "back"])?;
+    events.wait(&[("network", "create", "back", &[]), ("network", "remove", "back", &[])])?;
     lab.node(2).crash()?;
     events.wait(&[("node", "update", &second, &[("state.new", "down"), ("state.old", "ready")])])?;
 

@@ -1,5 +1,6 @@
 //! The commands: one module each, which holds its flags and the function that carries it out.
 
+mod ca;
 mod completion;
 mod events;
 mod image;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Leave(leave::LeaveArgs),
     /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
+    /// Display and rotate the root CA
+    Ca(ca::CaArgs),
     /// Manage the swarm, under Docker's names
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -74,6 +77,8 @@ pub(crate) enum SwarmCommand {
     Leave(leave::LeaveArgs),
     /// Manage join tokens
     JoinToken(join_token::JoinTokenArgs),
+    /// Display and rotate the root CA
+    Ca(ca::CaArgs),
 }
 
 impl Command {
@@ -84,6 +89,7 @@ impl Command {
             Self::Join(args) | Self::Swarm(SwarmCommand::Join(args)) => join::run(client, args).await,
             Self::Leave(args) | Self::Swarm(SwarmCommand::Leave(args)) => leave::run(client, args).await,
             Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
+            Self::Ca(args) | Self::Swarm(SwarmCommand::Ca(args)) => ca::run(client, args).await,
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
             Self::Network(command) => command.run(client).await,

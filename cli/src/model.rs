@@ -188,6 +188,8 @@ pub(crate) struct ClusterInfo {
 pub(crate) struct Swarm {
     pub(crate) version: Version,
     pub(crate) join_tokens: JoinTokens,
+    #[serde(rename = "TLSInfo")]
+    pub(crate) tls_info: TlsInfo,
 }
 
 #[derive(Default, Deserialize)]

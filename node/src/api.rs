@@ -70,6 +70,15 @@ pub const REQUESTS_MAX: usize = 512;
 /// What a task has written, oldest first.
 pub type LogLines = BoxStream<'static, Result<LogLine, DriverError>>;
 
+/// What a user wants to have replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// The join tokens of these roles.
+    pub tokens: Vec<Role>,
+    /// The root, the managers' key and both join tokens.
+    pub keys: bool,
+}
+
 /// What the API needs of the node it runs on.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
@@ -94,8 +103,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes an object through the holder of the registry lease and waits until it is durable.
     async fn write(&self, write: Write) -> Result<Written, WriteError>;
 
-    /// Seals the data of a new secret, to be written; refused on nodes that are no managers.
-    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError>;
+    /// Seals the data of a new secret, to be written; refused on nodes that are no managers. Returns the edition of the key, too.
+    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError>;
 
     /// Returns whether the data of a secret are these; refused on nodes that are no managers.
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError>;
@@ -112,8 +121,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns the join tokens; asked on managers only.
     async fn tokens(&self) -> Result<JoinTokens, ApiError>;
 
-    /// Replaces the tokens of `roles`; `version` is the index of the cluster object that the caller read.
-    async fn rotate(&self, roles: Vec<Role>, version: u64) -> Result<Written, WriteError>;
+    /// Replaces join tokens, or has all keys replaced; `version` is the index of the cluster object that the caller read.
+    async fn rotate(&self, what: Rotation, version: u64) -> Result<Written, WriteError>;
 
     /// Returns what a task of this node has written.
     async fn logs(&self, task: TaskId, query: LogQuery) -> Result<LogLines, DriverError>;

@@ -14,11 +14,14 @@ mod cluster;
 mod credential;
 mod membership;
 mod seal;
+mod trust;
+mod wrap;
 
-pub use cluster::{ClusterSecrets, create_cluster};
+pub use cluster::{ClusterSecrets, create_cluster, next_edition};
 pub use credential::{CREDENTIAL_DAYS, Credential, CredentialError, Root};
 pub use membership::{ManagerKey, Membership};
 pub use seal::{open_secret, seal_secret};
+pub use trust::Trust;
 
 /// Why an identity could not be made, opened or sealed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,9 @@ pub enum IdentityError {
     /// The root certificate cannot be read.
     #[error("the root certificate is malformed: {0}")]
     BadRoot(String),
+    /// There is no key of the edition with which something was sealed.
+    #[error("the key of edition {0} is not known any more")]
+    NoKey(u64),
     /// What is sealed was not sealed with this key for this cluster, or is damaged.
     #[error("the cluster's secrets cannot be opened: wrong key or damaged")]
     Sealed,
@@ -86,6 +92,14 @@ impl NodeKey {
     /// Returns the node that owns this key.
     pub fn node_id(&self) -> NodeId {
         NodeId::from_public_key(&self.public_key())
+    }
+
+    /// Returns the key in the form that agreeing on secrets wants.
+    fn signing_key(&self) -> ed25519_dalek::SigningKey {
+        let secret = self.pair.secret();
+        // The first half of what libp2p keeps is the seed.
+        let seed = Zeroizing::new(<[u8; 32]>::try_from(secret.as_ref()).expect("an Ed25519 seed has 32 bytes"));
+        ed25519_dalek::SigningKey::from_bytes(&seed)
     }
 
     /// Returns the key in the form that libp2p wants.

@@ -285,8 +285,8 @@ impl Daemon {
                     self.member.as_ref().map_or(Err(membership::no_cluster()), |member| member.holds(id, &data));
                 let _ = reply.send(holds);
             }
-            Command::Rotate { roles, version, reply } => match &mut self.member {
-                Some(member) => member.rotate(&roles, version, reply),
+            Command::Rotate { what, version, reply } => match &mut self.member {
+                Some(member) => member.rotate(&what, version, reply),
                 None => {
                     let _ = reply.send(Err(membership::no_cluster()));
                 }

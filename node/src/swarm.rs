@@ -358,10 +358,21 @@ impl SwarmHandle {
     /// Replaces this node's place in a cluster and shows it on all links, which go on. Links to members of another cluster are
     /// closed; without a place all are.
     pub fn set_membership(&self, membership: Option<Membership>) -> Result<(), SwarmError> {
-        let credentials = membership.map(shared::Credentials::new).transpose()?;
-        self.shared.admission_mut().credentials = credentials;
+        self.shared.admission_mut().set_membership(membership)?;
         self.shared.change(|wanted| (wanted.check, wanted.introduce) = (true, true));
         Ok(())
+    }
+
+    /// Replaces what the document says of whom to let in. Links to nodes that are not let in any more are closed.
+    pub fn set_trust(&self, document: shoal_control::core::Trust) -> Result<(), SwarmError> {
+        self.shared.admission_mut().set_document(document)?;
+        self.shared.change(|wanted| wanted.check = true);
+        Ok(())
+    }
+
+    /// Returns the public key (Ed25519) of a linked node, which its connection has proved.
+    pub fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        address::public_key(&self.shared.link(node)?.peer_id)
     }
 
     /// Closes the link to a node; if it is a known member it is dialled again.

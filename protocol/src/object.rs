@@ -82,6 +82,8 @@ pub struct ObjectHead {
     pub created: WallTime,
     /// When it was last written.
     pub updated: WallTime,
+    /// The edition of the managers' key with which a secret's data are sealed; 0 for everything else.
+    pub edition: u64,
     /// Unique among the objects of its kind.
     pub name: String,
     /// JSON as the user sent it, without the data.
@@ -164,11 +166,12 @@ mod tests {
             index: 1,
             created: WallTime(2),
             updated: WallTime(3),
+            edition: 4,
             name: "ab".to_owned(),
             spec: "{}".to_owned(),
         };
         let object = Object { head, data: vec![7, 8] };
-        let want = [codec::VERSION, 1, 2, 3, 2, b'a', b'b', 2, b'{', b'}', 2, 7, 8];
+        let want = [codec::VERSION, 1, 2, 3, 4, 2, b'a', b'b', 2, b'{', b'}', 2, 7, 8];
         assert_eq!(codec::encode(&object).unwrap(), want);
         assert_eq!(codec::decode::<Object>(&want).unwrap(), object);
         for (number, kind) in Kind::ALL.into_iter().enumerate() {

@@ -34,12 +34,15 @@ pub struct RoleGrant {
     /// The index of the node's record by which it was granted. Who has a record with a lower index has not heard of the grant
     /// yet; one with a greater index may have taken it back.
     pub index: u64,
+    /// The edition of the root that signed it; 0 if that root is not known. What a former root signed says nothing that a
+    /// record does not say.
+    pub edition: u64,
 }
 
 impl RoleGrant {
-    /// Returns the grant of a node's first record.
+    /// Returns the grant of a node's first record by a cluster's first root.
     pub fn first(role: Role) -> Self {
-        Self { role, index: 1 }
+        Self { role, index: 1, edition: 1 }
     }
 }
 

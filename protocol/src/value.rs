@@ -13,12 +13,16 @@ use crate::record::{Key, Record, SlotName};
 use crate::spec::PortConfig;
 use crate::task::TaskState;
 use crate::time::WallTime;
+use crate::token::{Role, RoleGrant};
 
 /// The schema that this version writes for every kind of body.
 pub const SCHEMA: u16 = 1;
 
 /// Past tasks that a slot remembers. Source: Docker, `--task-history-limit`.
 pub const TASK_HISTORY_MAX: usize = 5;
+
+/// Former roots of a cluster that are remembered: members with a credential of an older one need a token to come back.
+pub const FORMER_ROOTS_MAX: usize = 8;
 
 /// Tasks in a slot at most, history and current ones together. A slot with more is not read.
 pub const SLOT_TASKS_MAX: usize = 32;
@@ -98,6 +102,9 @@ impl Value {
         rule(self.suits(key), "value is of another kind than its key")?;
         match (self, key) {
             (Self::Voters(voters), _) => rule(voters.is_valid(), "voter set cannot have been decided"),
+            (Self::Cluster(cluster), _) => {
+                rule(cluster.former_roots.len() <= FORMER_ROOTS_MAX, "cluster has too many former roots")
+            }
             (Self::Claim(claim), Key::Claim(lease)) => rule(claim.lease == *lease, "claim is for another lease"),
             (Self::Slot(slot), _) => {
                 rule(slot.tasks.len() <= SLOT_TASKS_MAX, "slot has too many tasks")?;
@@ -154,9 +161,57 @@ pub struct ClusterObject {
     pub updated: WallTime,
     /// The root certificate, PEM.
     pub root_pem: String,
+    /// The roots before it, newest first, PEM: at most [`FORMER_ROOTS_MAX`].
+    pub former_roots: Vec<String>,
+    /// Counts the roots and the managers' keys, from 1: both are replaced together.
+    pub edition: u64,
+    /// Who was given the managers' key of this edition. The value is the key, sealed to the node; it is empty for a node that
+    /// made the key or gets it over a connection.
+    pub keys: BTreeMap<NodeId, Vec<u8>>,
+    /// Whether a user wants another edition.
+    pub rotate: bool,
     /// CA key and join secrets, sealed with the key that only managers have.
     #[serde(with = "serde_bytes")]
     pub sealed: Vec<u8>,
+}
+
+impl ClusterObject {
+    /// Returns the first edition of a new cluster, whose founder made its key.
+    pub fn first(id: ClusterId, founder: NodeId, root_pem: String, sealed: Vec<u8>, now: WallTime) -> Self {
+        Self {
+            id,
+            index: 1,
+            created: now,
+            updated: now,
+            root_pem,
+            former_roots: Vec::new(),
+            edition: 1,
+            keys: BTreeMap::from([(founder, Vec::new())]),
+            rotate: false,
+            sealed,
+        }
+    }
+
+    /// Returns whether a node is known to have the managers' key of this edition: it is sealed to it, or the node says so.
+    pub fn is_key_known_to(&self, node: NodeId, said: Option<&NodeStatus>) -> bool {
+        let is_sealed = self.keys.get(&node).is_some_and(|key| !key.is_empty());
+        let says_so = |granted: RoleGrant| granted.role == Role::Manager && granted.edition == self.edition;
+        is_sealed || said.is_some_and(|status| says_so(status.granted))
+    }
+
+    /// Returns the next edition, to be filled: the present root becomes a former one.
+    pub fn next_edition(&self) -> Self {
+        let roots = std::iter::once(&self.root_pem).chain(&self.former_roots);
+        Self {
+            former_roots: roots.take(FORMER_ROOTS_MAX).cloned().collect(),
+            edition: self.edition + 1,
+            keys: BTreeMap::new(),
+            rotate: false,
+            root_pem: String::new(),
+            sealed: Vec::new(),
+            ..*self
+        }
+    }
 }
 
 /// Who holds a lease, as its holder announced it.
@@ -300,6 +355,8 @@ pub struct NodeStatus {
     pub votes: u64,
     /// Whether it announced that it goes away for a moment; its tasks are kept for 30 s.
     pub restarting: bool,
+    /// What its credential says.
+    pub granted: RoleGrant,
 }
 
 /// What a node says of a task that it runs.

@@ -56,7 +56,7 @@ pub enum Write {
         /// Whether to remove it though it is not down.
         force: bool,
     },
-    /// Replaces the cluster's settings (token rotation).
+    /// Replaces the cluster's settings: join secrets, or all its secrets with a new root.
     UpdateCluster {
         /// The whole object; its index is the one that the caller read.
         cluster: ClusterObject,
@@ -70,6 +70,18 @@ pub enum Write {
         /// JSON as the user sent it, without the data.
         spec: String,
         /// As in [`crate::object::Object::data`]: what is secret is sealed before it comes here.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+        /// With which edition of the managers' key a secret's data are sealed; 0 for everything else.
+        edition: u64,
+    },
+    /// Replaces a secret's data by the same, sealed with a later edition of the managers' key.
+    ResealSecret {
+        /// Which.
+        id: ObjectId,
+        /// The later edition.
+        edition: u64,
+        /// The data, sealed.
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
@@ -102,7 +114,11 @@ impl Write {
             | Self::UpdateNode { spec, .. }
             | Self::UpdateObject { spec, .. } => spec.len(),
             Self::CreateObject { spec, data, .. } => spec.len() + data.len(),
-            Self::UpdateCluster { cluster } => cluster.sealed.len() + cluster.root_pem.len(),
+            Self::ResealSecret { data, .. } => data.len(),
+            Self::UpdateCluster { cluster } => {
+                let roots = cluster.former_roots.iter().chain([&cluster.root_pem]).map(String::len);
+                cluster.sealed.len() + roots.sum::<usize>() + cluster.keys.values().map(Vec::len).sum::<usize>()
+            }
             Self::RemoveService { .. }
             | Self::AdmitNode { .. }
             | Self::RemoveNode { .. }

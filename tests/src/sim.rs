@@ -100,6 +100,8 @@ pub struct Counts {
     pub pauses: u64,
     /// Nodes that somebody wanted to have another role, or the same again.
     pub roles: u64,
+    /// New roots and managers' keys made.
+    pub rotations: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -110,6 +112,7 @@ impl std::ops::AddAssign for Counts {
         self.delayed += other.delayed;
         self.pauses += other.pauses;
         self.roles += other.roles;
+        self.rotations += other.rotations;
     }
 }
 
@@ -191,14 +194,7 @@ impl Sim {
 
     fn found(&mut self) {
         let id = self.hosts[0].id;
-        let cluster = ClusterObject {
-            id: ClusterId(1),
-            index: 1,
-            created: WallTime(WALL_START),
-            updated: WallTime(WALL_START),
-            root_pem: "root".to_owned(),
-            sealed: Vec::new(),
-        };
+        let cluster = ClusterObject::first(ClusterId(1), id, "root".to_owned(), Vec::new(), WallTime(WALL_START));
         let (records, leases) =
             bootstrap::first_document(id, cluster, WallTime(WALL_START)).expect("a small document can be encoded");
         self.hosts[0].disk_init(records, leases);
@@ -401,9 +397,12 @@ impl Sim {
                 Action::Adopt { .. }
                 | Action::Routes { .. }
                 | Action::Peers { .. }
+                | Action::Trust(_)
+                | Action::Reseal { .. }
                 | Action::Health { .. }
                 | Action::Trouble { .. } => {}
                 Action::Probe { node, request, .. } => self.probe(index, node, request),
+                Action::Rotate => self.rotate(index),
                 Action::Removed => self.hosts[index].crash(true),
             }
         }

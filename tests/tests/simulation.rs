@@ -38,7 +38,7 @@ fn storm(part: u64) {
     }
     println!("{} seeds, {acknowledged} acknowledged writes, {counts:?}", seeds.len());
     if seeds.len() > 1 {
-        let Counts { crashes, cuts, lost, delayed, pauses, roles } = counts;
+        let Counts { crashes, cuts, lost, delayed, pauses, roles, rotations } = counts;
         for (name, count) in [
             ("crashes", crashes),
             ("cuts", cuts),
@@ -46,6 +46,7 @@ fn storm(part: u64) {
             ("delays", delayed),
             ("pauses", pauses),
             ("changes of role", roles),
+            ("rotations of keys", rotations),
         ] {
             assert!(count > 0, "no {name} happened: the run shows nothing");
         }

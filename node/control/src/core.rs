@@ -31,6 +31,7 @@ pub mod registry;
 
 mod commit;
 mod holds;
+mod keys;
 mod local;
 mod messages;
 mod news;
@@ -41,11 +42,13 @@ mod requests;
 mod roles;
 mod schedule;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod troubles;
 mod writes;
 mod yielding;
 
-pub use event::{Action, Event, PersistBatch, RequestId};
+pub use event::{Action, Event, PersistBatch, RequestId, Trust};
 pub use news::News;
 pub use release::Withheld;
 
@@ -112,6 +115,7 @@ pub struct Control {
     troubles: troubles::Troubles,
     commit: commit::Commit,
     holds: holds::Holds,
+    keys: keys::Keys,
     news: News,
     peers: BTreeMap<NodeId, RoleGrant>,
     addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
@@ -131,6 +135,8 @@ pub struct Control {
     memory: BTreeMap<ServiceId, orchestrator::Memory>,
     wakes: BTreeMap<ServiceId, Time>,
     routes: RouteTable,
+    /// Whom the shells were told to let in.
+    trust: Trust,
     host_ports: BTreeMap<PublishedPort, SocketAddr>,
     quorum_lost: Option<Time>,
     /// Why this node's disk takes no records, if it does not.
@@ -166,6 +172,7 @@ struct Dirty {
     routes: bool,
     peers: bool,
     candidates: bool,
+    keys: bool,
 }
 
 impl Control {
@@ -197,6 +204,7 @@ impl Control {
             troubles: troubles::Troubles::default(),
             commit: commit::Commit::default(),
             holds: holds::Holds::default(),
+            keys: keys::Keys::default(),
             news: News::default(),
             peers: BTreeMap::new(),
             addresses: boot.addresses,
@@ -224,6 +232,7 @@ impl Control {
             memory: BTreeMap::new(),
             wakes: BTreeMap::new(),
             routes: RouteTable::new(),
+            trust: Trust::default(),
             host_ports: BTreeMap::new(),
             quorum_lost: None,
             storage: None,
@@ -319,6 +328,7 @@ impl Control {
             moved |= self.pass_on(now);
             moved |= self.reconcile(now);
             moved |= self.drain_agent(now);
+            self.watch_keys(now);
             if !moved {
                 break;
             }

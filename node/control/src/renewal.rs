@@ -68,7 +68,7 @@ impl Renewal {
     }
 
     /// Returns whom to ask if it is time to. [`Renewal::renewed`] or [`Renewal::failed`] has to follow. `signs` tells whether
-    /// this node can sign credentials itself.
+    /// this node can and may sign what it needs itself: another role is for others to give.
     pub fn poll(&mut self, managers: &BTreeSet<NodeId>, signs: bool, now: Now) -> Option<Source> {
         if self.under_way || now.time < self.next {
             return None;
@@ -77,8 +77,7 @@ impl Renewal {
             self.next = now.time + CHECK_EVERY;
             return None;
         }
-        // What it should say is for others to say.
-        let source = self.choose(managers, signs && !self.outdated);
+        let source = self.choose(managers, signs);
         match source {
             Some(_) => (self.asked, self.under_way) = (source, true),
             None => self.next = now.time + if self.outdated { OUTDATED_PAUSE_MIN } else { NOBODY_PAUSE },
@@ -205,15 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn one_that_says_the_wrong_thing_is_replaced_at_once_by_others() {
+    fn one_that_says_the_wrong_thing_is_replaced_at_once() {
         let mut renewal = renewal();
         let managers = BTreeSet::from([A]);
         assert_eq!(renewal.poll(&managers, true, at(1, 0)), None);
         renewal.set_outdated(true, at(1, 1).time);
-        assert_eq!(renewal.poll(&managers, true, at(1, 1)), Some(Manager(A)), "not by itself");
+        assert_eq!(renewal.poll(&managers, false, at(1, 1)), Some(Manager(A)));
         renewal.failed(at(1, 1).time);
-        assert_eq!(renewal.poll(&managers, true, at(1, 1)), None);
-        assert_eq!(renewal.poll(&managers, true, at(1, 3)), Some(Manager(A)), "and soon again");
+        assert_eq!(renewal.poll(&managers, false, at(1, 1)), None);
+        assert_eq!(renewal.poll(&managers, false, at(1, 3)), Some(Manager(A)), "and soon again");
         renewal.renewed(at(91, 0).wall, at(1, 3).time);
         renewal.set_outdated(false, at(1, 3).time);
         assert_eq!(renewal.poll(&managers, true, at(1, 60)), None);

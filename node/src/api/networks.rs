@@ -92,7 +92,7 @@ pub(super) async fn create(State(api): State<Api>, request: Request) -> Result<R
         return engine.pass(Request::from_parts(parts, Body::from(body))).await;
     }
     let id = ObjectId(rand::random());
-    let write = Write::CreateObject { kind: Kind::Network, id, spec: spec.to_owned(), data: Vec::new() };
+    let write = Write::CreateObject { kind: Kind::Network, id, spec: spec.to_owned(), data: Vec::new(), edition: 0 };
     let written = api.backend.write(write).await.map_err(|error| match error {
         // In Docker the engine says so, not the swarm.
         WriteError::Conflict(text) => ApiError::new(StatusCode::CONFLICT, text),

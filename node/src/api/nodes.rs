@@ -36,12 +36,16 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<impl serde::Serialize>>, ApiError> {
     let filters = Filters::parse(query.filters.as_deref(), &FILTERS)?;
     let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await?;
-    let root = root_pem(&snapshot);
-    Ok(Json(snapshot.nodes.iter().filter(|node| fits(node, &filters)).map(|node| render::node(node, root)).collect()))
+    let fitting = snapshot.nodes.iter().filter(|node| fits(node, &filters));
+    Ok(Json(fitting.map(|node| render::node(node, root_pem(&snapshot, node))).collect()))
 }
 
-fn root_pem(snapshot: &Snapshot) -> &str {
-    snapshot.cluster.as_ref().map_or("", |cluster| &cluster.root_pem)
+/// Returns the root that issued a node's credential, as far as the node has said.
+fn root_pem<'a>(snapshot: &'a Snapshot, node: &NodeView) -> &'a str {
+    let Some(cluster) = &snapshot.cluster else { return "" };
+    let age = node.status.as_ref().map_or(0, |status| cluster.edition.saturating_sub(status.granted.edition));
+    let former = usize::try_from(age).ok().and_then(|age| cluster.former_roots.get(age.checked_sub(1)?));
+    former.unwrap_or(&cluster.root_pem)
 }
 
 fn fits(node: &NodeView, filters: &Filters) -> bool {
@@ -61,7 +65,7 @@ pub(super) async fn inspect(
     Path(name): Path<String>,
 ) -> Result<Json<impl serde::Serialize>, ApiError> {
     let (snapshot, node) = api.node(&name).await?;
-    Ok(Json(render::node(&node, root_pem(&snapshot))))
+    Ok(Json(render::node(&node, root_pem(&snapshot, &node))))
 }
 
 /// `POST /nodes/{id}/update`.

@@ -77,11 +77,11 @@ async fn create(kind: Kind, State(api): State<Api>, body: String) -> Result<(Sta
     let data = data.unwrap_or_default();
     // Before it is sealed, so that what is refused anyway goes no further.
     FileSpec::parse(kind, &spec).and_then(|_| object::check_data(kind, data.len())).map_err(refused)?;
-    let data = match kind {
+    let (edition, data) = match kind {
         Kind::Secret => api.backend.seal(id, data).await?,
-        Kind::Config | Kind::Network => data.to_vec(),
+        Kind::Config | Kind::Network => (0, data.to_vec()),
     };
-    let written = api.backend.write(Write::CreateObject { kind, id, spec, data }).await?;
+    let written = api.backend.write(Write::CreateObject { kind, id, spec, data, edition }).await?;
     api.wait_for_object(kind, id, written.index).await;
     Ok((StatusCode::CREATED, Json(json!({"ID": id}))))
 }

@@ -26,6 +26,8 @@ pub struct Source<'a> {
     pub role: Role,
     /// Who holds the registry lease.
     pub leader: Option<NodeId>,
+    /// Whether keys of the cluster are being replaced.
+    pub rotating: bool,
     /// Whether each node is there.
     pub state: &'a dyn Fn(NodeId) -> NodeState,
 }
@@ -49,6 +51,7 @@ impl Source<'_> {
             me: self.me,
             role: self.role,
             cluster: self.store.cluster().cloned(),
+            rotating: self.rotating,
             nodes: nodes.collect(),
             services: services.collect(),
             tasks,
@@ -120,6 +123,7 @@ impl Source<'_> {
             index: 1,
             created: cluster.created,
             updated: cluster.created,
+            edition: 0,
             name: network::INGRESS.to_owned(),
             spec: String::new(),
         };

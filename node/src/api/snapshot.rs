@@ -66,6 +66,8 @@ pub struct Snapshot {
     pub role: Role,
     /// The cluster's settings; `None` until they arrived.
     pub cluster: Option<ClusterObject>,
+    /// Whether its root is being replaced: it is about to be, or a member has a credential of a former one.
+    pub rotating: bool,
     /// The wanted nodes, by identifier.
     pub nodes: Vec<NodeView>,
     /// The wanted services, by identifier.

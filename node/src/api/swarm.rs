@@ -6,10 +6,11 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 use shoal_protocol::token::Role;
+use shoal_protocol::value::ClusterObject;
 use shoal_protocol::{NodeId, token::JoinToken};
 
 use super::snapshot::Want;
-use super::{Api, ApiError, query, render};
+use super::{Api, ApiError, Rotation, query, render};
 
 /// Seeds that one request may name.
 const SEEDS_MAX: usize = 64;
@@ -68,9 +69,12 @@ pub(super) async fn inspect(State(api): State<Api>) -> Result<Json<Value>, ApiEr
         return Err(ApiError::only_managers());
     }
     let tokens = api.backend.tokens().await?;
-    let cluster =
-        snapshot.cluster.ok_or_else(|| ApiError::unavailable("the cluster's settings have not arrived yet"))?;
-    Ok(Json(render::swarm(&cluster, &tokens)))
+    let cluster = snapshot.cluster.ok_or_else(settings_missing)?;
+    Ok(Json(render::swarm(&cluster, snapshot.rotating, &tokens)))
+}
+
+fn settings_missing() -> ApiError {
+    ApiError::unavailable("the cluster's settings have not arrived yet")
 }
 
 /// `POST /swarm/init`.
@@ -118,34 +122,45 @@ pub(super) struct UpdateQuery {
     rotate_manager_unlock_key: Option<String>,
 }
 
-/// `POST /swarm/update`: rotates tokens; the settings themselves cannot be changed yet.
+/// `POST /swarm/update`: rotates tokens and the root; the settings themselves cannot be changed yet.
 pub(super) async fn update(
     State(api): State<Api>,
     Query(query): Query<UpdateQuery>,
     body: String,
 ) -> Result<StatusCode, ApiError> {
     let version = query::version("swarm", query.version.as_deref())?;
-    let (_, spec) = query::object(&body)?;
-    if api.backend.snapshot(Want::default()).await?.role != Role::Manager {
+    let (_, mut spec) = query::object(&body)?;
+    let snapshot = api.backend.snapshot(Want::default()).await?;
+    if snapshot.role != Role::Manager {
         return Err(ApiError::only_managers());
     }
+    let cluster = snapshot.cluster.ok_or_else(settings_missing)?;
     if query::is_on(query.rotate_manager_unlock_key.as_deref()) {
         return Err(ApiError::unsupported("locking managers"));
     }
-    if !changes_nothing(&spec) {
+    let keys = wants_new_root(&mut spec, &cluster);
+    if !changes_nothing(&spec, &cluster) {
         return Err(ApiError::unsupported("changing the swarm's settings"));
     }
     let wanted = [(Role::Worker, query.rotate_worker_token), (Role::Manager, query.rotate_manager_token)];
-    let roles: Vec<Role> =
+    let tokens: Vec<Role> =
         wanted.into_iter().filter(|(_, wanted)| query::is_on(wanted.as_deref())).map(|(role, _)| role).collect();
-    if !roles.is_empty() {
-        api.backend.rotate(roles, version).await?;
+    if keys || !tokens.is_empty() {
+        api.backend.rotate(Rotation { tokens, keys }, version).await?;
     }
     Ok(StatusCode::OK)
 }
 
+/// Takes out of the settings which rotation of the root they ask for, and returns whether it is another one than the last.
+/// Clients that know nothing of it send none, or zero.
+fn wants_new_root(spec: &mut Value, cluster: &ClusterObject) -> bool {
+    let config = spec.get_mut("CAConfig").and_then(Value::as_object_mut);
+    let wanted = config.and_then(|config| config.remove("ForceRotate")).and_then(|wanted| wanted.as_u64());
+    wanted.is_some_and(|wanted| wanted != 0 && wanted != cluster.edition - 1)
+}
+
 /// Compares with what `GET /swarm` gives out. Clients send settings that they do not know, or left alone, as zero values.
-fn changes_nothing(spec: &Value) -> bool {
+fn changes_nothing(spec: &Value, cluster: &ClusterObject) -> bool {
     fn is_zero(value: &Value) -> bool {
         match value {
             Value::Null | Value::Bool(false) => true,
@@ -164,7 +179,7 @@ fn changes_nothing(spec: &Value) -> bool {
             _ => is_zero(sent) || sent == ours,
         }
     }
-    fits(spec, &render::spec_of_swarm())
+    fits(spec, &render::spec_of_swarm(cluster))
 }
 
 #[cfg(test)]
@@ -174,10 +189,34 @@ mod tests {
 
     #[test]
     fn settings_that_were_read_may_be_sent_back() {
-        assert!(changes_nothing(&render::spec_of_swarm()));
-        assert!(changes_nothing(&json!({"Name": "default", "Raft": {"ElectionTick": 0}, "Labels": null})));
-        assert!(!changes_nothing(&json!({"Orchestration": {"TaskHistoryRetentionLimit": 3}})));
-        assert!(!changes_nothing(&json!({"EncryptionConfig": {"AutoLockManagers": true}})));
-        assert!(!changes_nothing(&json!({"CAConfig": {"ForceRotate": 1}})));
+        let cluster = cluster(1);
+        let nothing = |spec| changes_nothing(&spec, &cluster);
+        assert!(nothing(render::spec_of_swarm(&cluster)));
+        assert!(nothing(json!({"Name": "default", "Raft": {"ElectionTick": 0}, "Labels": null})));
+        assert!(!nothing(json!({"Orchestration": {"TaskHistoryRetentionLimit": 3}})));
+        assert!(!nothing(json!({"EncryptionConfig": {"AutoLockManagers": true}})));
+        assert!(!nothing(json!({"CAConfig": {"SigningCACert": "-----BEGIN"}})));
+    }
+
+    #[test]
+    fn another_root_is_wanted_by_another_number_than_the_last() {
+        for (edition, config, wanted) in [
+            (1, json!({}), false),
+            (1, json!({"ForceRotate": 0}), false),
+            (1, json!({"ForceRotate": 1}), true),
+            (3, json!({"ForceRotate": 2}), false),
+            (3, json!({"ForceRotate": 0}), false),
+            (3, json!({"ForceRotate": 3}), true),
+        ] {
+            let mut spec = json!({"CAConfig": config});
+            assert_eq!(wants_new_root(&mut spec, &cluster(edition)), wanted, "{config}");
+            assert!(changes_nothing(&spec, &cluster(edition)));
+        }
+    }
+
+    fn cluster(edition: u64) -> ClusterObject {
+        let (id, founder) = (shoal_protocol::ClusterId(1), NodeId(1));
+        let first = ClusterObject::first(id, founder, String::new(), Vec::new(), shoal_protocol::WallTime(0));
+        ClusterObject { edition, ..first }
     }
 }

@@ -35,7 +35,9 @@ use super::listen::Socket;
 use super::read::Source;
 use super::snapshot::NodeState;
 use super::status::{LeaseFacts, NodeFacts, StatusFacts};
-use super::{ApiError, Backend, Engine, Hub, JoinTokens, LogLines, Metrics, Snapshot, StatusReport, Want, router};
+use super::{
+    ApiError, Backend, Engine, Hub, JoinTokens, LogLines, Metrics, Rotation, Snapshot, StatusReport, Want, router,
+};
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
 
@@ -60,6 +62,7 @@ struct Fake {
     in_cluster: bool,
     other_is: NodeState,
     writes: Mutex<Vec<Write>>,
+    rotations: Mutex<Vec<Rotation>>,
     refusal: Mutex<Option<WriteError>>,
     loaded: Mutex<Vec<Vec<u8>>>,
     /// Whose output was asked for.
@@ -147,14 +150,9 @@ fn slot(store: &mut Store, service: ServiceId, number: u32, node: Option<NodeId>
 impl Fake {
     fn new() -> Self {
         let mut store = Store::new();
-        let cluster = ClusterObject {
-            id: ClusterId(5),
-            index: 3,
-            created: WallTime(1),
-            updated: WallTime(2),
-            root_pem: "-----BEGIN CERTIFICATE-----\n".to_owned(),
-            sealed: vec![1],
-        };
+        let root = "-----BEGIN CERTIFICATE-----\n".to_owned();
+        let first = ClusterObject::first(ClusterId(5), ME, root, vec![1], WallTime(1));
+        let cluster = ClusterObject { index: 3, updated: WallTime(2), ..first };
         put(&mut store, Key::Cluster, &value::Value::Cluster(cluster));
         node(&mut store, ME, "n1", "manager");
         node(&mut store, OTHER, "n2", "worker");
@@ -168,6 +166,7 @@ impl Fake {
             in_cluster: true,
             other_is: NodeState::Ready,
             writes: Mutex::default(),
+            rotations: Mutex::default(),
             refusal: Mutex::default(),
             loaded: Mutex::default(),
             read: Mutex::default(),
@@ -210,7 +209,8 @@ impl Backend for Fake {
         }
         let store = self.store.lock().unwrap();
         let state = |node| self.state(node);
-        Ok(Source { store: &store, me: ME, role: self.role, leader: Some(ME), state: &state }.snapshot(&want))
+        Ok(Source { store: &store, me: ME, role: self.role, leader: Some(ME), rotating: false, state: &state }
+            .snapshot(&want))
     }
 
     async fn status(&self) -> Result<StatusReport, ApiError> {
@@ -259,14 +259,15 @@ impl Backend for Fake {
         Ok(Written { index, warnings })
     }
 
-    async fn seal(&self, _: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError> {
+    async fn seal(&self, _: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError> {
         // As hard to read as it takes to see that it was done.
-        Ok([&[0; object::SEAL_BYTES], data.iter().map(|byte| byte ^ 0x55).collect::<Vec<_>>().as_slice()].concat())
+        let hidden: Vec<u8> = data.iter().map(|byte| byte ^ 0x55).collect();
+        Ok((1, [&[0; object::SEAL_BYTES], hidden.as_slice()].concat()))
     }
 
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError> {
         let stored = self.store.lock().unwrap().object_with_data(Kind::Secret, id).unwrap().data;
-        Ok(stored == self.seal(id, data).await?)
+        Ok(stored == self.seal(id, data).await?.1)
     }
 
     async fn init(&self) -> Result<(), ApiError> {
@@ -285,8 +286,9 @@ impl Backend for Fake {
         Ok(JoinTokens { worker: "SWMTKN-1-w".to_owned(), manager: "SWMTKN-1-m".to_owned() })
     }
 
-    async fn rotate(&self, roles: Vec<Role>, version: u64) -> Result<Written, WriteError> {
-        assert_eq!((roles, version), (vec![Role::Worker], 3));
+    async fn rotate(&self, what: Rotation, version: u64) -> Result<Written, WriteError> {
+        assert_eq!(version, 3);
+        self.rotations.lock().unwrap().push(what);
         Ok(Written { index: 4, warnings: Vec::new() })
     }
 

@@ -1,9 +1,11 @@
 //! The cluster's secrets: the root's key and the join secrets, sealed with the key that only managers have.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use shoal_protocol::token::{JoinSecret, JoinToken, Role, RoleGrant};
 use shoal_protocol::value::ClusterObject;
-use shoal_protocol::{ClusterId, WallTime, codec};
+use shoal_protocol::{ClusterId, NodeId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{IdentityError, ManagerKey, Membership, NodeKey, Root, random, seal};
@@ -19,7 +21,12 @@ pub struct ClusterSecrets {
     /// The secret of manager tokens.
     #[zeroize(skip)]
     manager: JoinSecret,
+    /// Managers' keys of former editions, newest first, for secrets that are not sealed anew yet.
+    former: Vec<(u64, ManagerKey)>,
 }
+
+/// Former keys that are kept. Sealing all secrets anew takes seconds, so hardly ever more than one is of use.
+const FORMER_KEYS_MAX: usize = 8;
 
 impl ClusterSecrets {
     /// Opens what was sealed with `key` for `cluster`.
@@ -65,6 +72,12 @@ impl ClusterSecrets {
         root.issue(&self.ca_key, public_key, granted, now)
     }
 
+    /// Returns the managers' key of a former edition.
+    pub fn former_key(&self, edition: u64) -> Result<&ManagerKey, IdentityError> {
+        let key = self.former.iter().find(|(of, _)| *of == edition);
+        key.map(|(_, key)| key).ok_or(IdentityError::NoKey(edition))
+    }
+
     fn secret(&self, role: Role) -> &JoinSecret {
         match role {
             Role::Worker => &self.worker,
@@ -88,6 +101,7 @@ pub fn create_cluster(key: &NodeKey, now: WallTime) -> Result<(Membership, Clust
         ca_key,
         worker: JoinSecret::from_random(random()?),
         manager: JoinSecret::from_random(random()?),
+        former: Vec::new(),
     };
     let granted = RoleGrant::first(Role::Manager);
     let membership = Membership {
@@ -96,15 +110,42 @@ pub fn create_cluster(key: &NodeKey, now: WallTime) -> Result<(Membership, Clust
         granted,
         manager_key: Some(manager_key.clone()),
     };
-    let cluster = ClusterObject {
-        id: root.cluster(),
-        index: 1,
-        created: now,
-        updated: now,
-        root_pem: root.pem().to_owned(),
-        sealed: secrets.seal(&manager_key, root.cluster())?,
-    };
+    let sealed = secrets.seal(&manager_key, root.cluster())?;
+    let cluster = ClusterObject::first(root.cluster(), key.node_id(), root.pem().to_owned(), sealed, now);
     Ok((membership, cluster))
+}
+
+/// Makes a cluster's next edition: another root, another managers' key, other join secrets. `key` is the present managers' key;
+/// without it, as nobody has it any more, what is sealed with it is lost. The next one is sealed to the public keys of
+/// `managers`, who alone can open it.
+pub fn next_edition(
+    cluster: &ClusterObject,
+    key: Option<&ManagerKey>,
+    managers: &BTreeMap<NodeId, [u8; 32]>,
+    now: WallTime,
+) -> Result<ClusterObject, IdentityError> {
+    let mut former = Vec::new();
+    if let Some(key) = key {
+        let mut present = ClusterSecrets::open(&cluster.sealed, key, cluster.id)?;
+        former.push((cluster.edition, key.clone()));
+        former.append(&mut present.former);
+        former.truncate(FORMER_KEYS_MAX);
+    }
+    let mut next = cluster.next_edition();
+    let (root, ca_key) = Root::next(cluster.id, next.edition, now)?;
+    let manager_key = ManagerKey::generate()?;
+    let secrets = ClusterSecrets {
+        ca_key,
+        worker: JoinSecret::from_random(random()?),
+        manager: JoinSecret::from_random(random()?),
+        former,
+    };
+    next.root_pem = root.pem().to_owned();
+    next.sealed = secrets.seal(&manager_key, cluster.id)?;
+    for (node, public_key) in managers {
+        next.keys.insert(*node, manager_key.seal_to(public_key, &next)?);
+    }
+    Ok(next)
 }
 
 /// Ties what is sealed to its purpose and its cluster.

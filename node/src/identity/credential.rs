@@ -79,18 +79,35 @@ pub struct Credential {
 pub struct Root {
     der: Vec<u8>,
     pem: String,
+    cluster: ClusterId,
+    edition: u64,
 }
 
 impl Root {
-    /// Makes the self-signed root of a new cluster and returns it with its key (PKCS #8, DER).
+    /// Makes the self-signed root of a new cluster, which it defines, and returns it with its key (PKCS #8, DER).
     pub(super) fn generate(now: WallTime) -> Result<(Self, Vec<u8>), IdentityError> {
+        Self::make(None, now)
+    }
+
+    /// Makes a later root of a cluster and returns it with its key. Its subject names cluster (O) and edition (serialNumber).
+    pub(super) fn next(cluster: ClusterId, edition: u64, now: WallTime) -> Result<(Self, Vec<u8>), IdentityError> {
+        Self::make(Some((cluster, edition)), now)
+    }
+
+    fn make(of: Option<(ClusterId, u64)>, now: WallTime) -> Result<(Self, Vec<u8>), IdentityError> {
         let key = KeyPair::generate_for(&PKCS_ED25519).map_err(signing)?;
         let mut params = params(now, DAY * 365 * ROOT_YEARS as u32)?;
         params.distinguished_name.push(DnType::CommonName, "shoal root");
+        if let Some((cluster, edition)) = of {
+            params.distinguished_name.push(DnType::OrganizationName, cluster.to_string());
+            params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), edition.to_string());
+        }
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let certificate = params.self_signed(&key).map_err(signing)?;
-        Ok((Self { der: certificate.der().to_vec(), pem: certificate.pem() }, key.serialize_der()))
+        let der = certificate.der().to_vec();
+        let (cluster, edition) = of.unwrap_or_else(|| (ClusterId::from_root(&der), 1));
+        Ok((Self { der, pem: certificate.pem(), cluster, edition }, key.serialize_der()))
     }
 
     /// Reads a root as a peer or a disk gave it.
@@ -105,7 +122,11 @@ impl Root {
             return Err(bad("not a CA"));
         }
         certificate.verify_signature(None).map_err(|_| bad("not signed by itself"))?;
-        Ok(Self { der: pem.contents, pem: text.to_owned() })
+        let (cluster, edition) = match certificate.subject().iter_organization().next() {
+            None => (ClusterId::from_root(&pem.contents), 1),
+            Some(_) => named(&certificate).ok_or_else(|| bad("its subject names no cluster and edition"))?,
+        };
+        Ok(Self { der: pem.contents, pem: text.to_owned(), cluster, edition })
     }
 
     /// Returns the certificate in DER.
@@ -118,9 +139,15 @@ impl Root {
         &self.pem
     }
 
-    /// Returns the cluster that this root defines.
+    /// Returns the cluster. A root that is no cluster's first one only claims to belong to it: it has to come from somebody who
+    /// is believed, or fit a join token.
     pub fn cluster(&self) -> ClusterId {
-        ClusterId::from_root(&self.der)
+        self.cluster
+    }
+
+    /// Returns which of the cluster's roots this is, from 1.
+    pub fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// Issues a credential for a node's key, signed with the root's key (PKCS #8, DER).
@@ -154,20 +181,42 @@ impl Root {
         public_key: &[u8; 32],
         now: WallTime,
     ) -> Result<Credential, CredentialError> {
+        let root = parse(&self.der).ok_or(CredentialError::Malformed("the root is no certificate"))?;
+        self.read(credential, public_key, Some(&root), now)
+    }
+
+    /// Reads what a credential of this cluster says that a root signed which is not known. Its edition is 0.
+    pub(super) fn read_unverified(
+        &self,
+        credential: &[u8],
+        public_key: &[u8; 32],
+        now: WallTime,
+    ) -> Result<Credential, CredentialError> {
+        self.read(credential, public_key, None, now)
+    }
+
+    fn read(
+        &self,
+        credential: &[u8],
+        public_key: &[u8; 32],
+        root: Option<&X509Certificate<'_>>,
+        now: WallTime,
+    ) -> Result<Credential, CredentialError> {
         use CredentialError::Malformed;
         if credential.len() > CERTIFICATE_BYTES_MAX {
             return Err(Malformed("too long"));
         }
-        let root = parse(&self.der).ok_or(Malformed("the root is no certificate"))?;
         let certificate = parse(credential).ok_or(Malformed("not an X.509 certificate"))?;
         if subject(&certificate, &OID_X509_ORGANIZATION_NAME)? != self.cluster().to_string() {
             return Err(CredentialError::WrongCluster);
         }
-        if certificate.signature_algorithm.algorithm != OID_SIG_ED25519
-            || certificate.signature_value.unused_bits != 0
-            || certificate.issuer() != root.subject()
-            || certificate.verify_signature(Some(root.public_key())).is_err()
-        {
+        let is_signed_by = |root: &X509Certificate<'_>| {
+            certificate.signature_algorithm.algorithm == OID_SIG_ED25519
+                && certificate.signature_value.unused_bits == 0
+                && certificate.issuer() == root.subject()
+                && certificate.verify_signature(Some(root.public_key())).is_ok()
+        };
+        if root.is_some_and(|root| !is_signed_by(root)) {
             return Err(CredentialError::NotIssuedHere);
         }
         if certificate.is_ca() {
@@ -186,7 +235,7 @@ impl Root {
         };
         let index = subject(&certificate, &OID_X509_SERIALNUMBER)?;
         let index = index.parse().map_err(|_| Malformed("its record's index is no number"))?;
-        let granted = RoleGrant { role, index };
+        let granted = RoleGrant { role, index, edition: if root.is_some() { self.edition } else { 0 } };
         let starts = wall(certificate.validity().not_before.timestamp());
         let expires = wall(certificate.validity().not_after.timestamp());
         match now {
@@ -236,6 +285,13 @@ fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
         Ok(([], certificate)) => Some(certificate),
         _ => None,
     }
+}
+
+/// Returns what the subject of a later root names: its cluster and its edition.
+fn named(root: &X509Certificate<'_>) -> Option<(ClusterId, u64)> {
+    let cluster = subject(root, &OID_X509_ORGANIZATION_NAME).ok()?.parse().ok()?;
+    let edition = subject(root, &OID_X509_SERIALNUMBER).ok()?.parse().ok()?;
+    (edition > 1).then_some((cluster, edition))
 }
 
 /// Returns the one subject attribute of a kind; more or less than one is malformed.

@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use shoal_protocol::token::{Role, RoleGrant};
+use shoal_protocol::value::ClusterObject;
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Credential, CredentialError, IdentityError, Root, random};
+use super::{Credential, CredentialError, IdentityError, NodeKey, Root, random, wrap};
 
 /// The key that only managers have: it opens [`super::ClusterSecrets`]. Its `Debug` form hides it; dropping it erases it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -17,6 +18,23 @@ impl ManagerKey {
     /// Draws a new key.
     pub fn generate() -> Result<Self, IdentityError> {
         random().map(Self)
+    }
+
+    /// Returns the key of a cluster's edition if it is sealed to a node in it.
+    pub fn sealed_to(node: &NodeKey, cluster: &ClusterObject) -> Option<Result<Self, IdentityError>> {
+        let sealed = cluster.keys.get(&node.node_id()).filter(|sealed| !sealed.is_empty())?;
+        let opened = wrap::open_with(node, &Self::purpose(cluster), sealed);
+        Some(opened.and_then(|key| key.as_slice().try_into().map(Self).map_err(|_| IdentityError::Sealed)))
+    }
+
+    /// Seals it to the owner of a public key, as the key of a cluster's edition.
+    pub(super) fn seal_to(&self, public_key: &[u8; 32], cluster: &ClusterObject) -> Result<Vec<u8>, IdentityError> {
+        wrap::seal_to(public_key, &Self::purpose(cluster), &self.0)
+    }
+
+    /// Ties a sealed key to its cluster and edition.
+    fn purpose(cluster: &ClusterObject) -> Vec<u8> {
+        [b"shoal managers' key".as_slice(), &cluster.id.0.to_le_bytes(), &cluster.edition.to_le_bytes()].concat()
     }
 }
 
@@ -35,7 +53,7 @@ pub struct Membership {
     pub credential: Vec<u8>,
     /// What the credential says of this node's role.
     pub granted: RoleGrant,
-    /// Only on managers.
+    /// Only on managers. It is of the edition of the root that issued the credential.
     pub manager_key: Option<ManagerKey>,
 }
 

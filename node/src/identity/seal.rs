@@ -17,16 +17,16 @@ const _: () = assert!(NONCE_BYTES + TAG_BYTES == SEAL_BYTES);
 pub(super) fn seal(key: &ManagerKey, purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
     let nonce = random::<NONCE_BYTES>()?;
     let ciphertext = XChaCha20Poly1305::new((&key.0).into())
-        .encrypt(XNonce::from_slice(&nonce), Payload { msg: plain, aad: purpose })
+        .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: purpose })
         .map_err(|_| IdentityError::Sealed)?;
     Ok([nonce.as_slice(), &ciphertext].concat())
 }
 
 /// Opens what was sealed with `key` for the same purpose.
 pub(super) fn open(key: &ManagerKey, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
-    let (nonce, ciphertext) = sealed.split_at_checked(NONCE_BYTES).ok_or(IdentityError::Sealed)?;
+    let (nonce, ciphertext) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(IdentityError::Sealed)?;
     let opened = XChaCha20Poly1305::new((&key.0).into())
-        .decrypt(XNonce::from_slice(nonce), Payload { msg: ciphertext, aad: purpose });
+        .decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: purpose });
     opened.map(Zeroizing::new).map_err(|_| IdentityError::Sealed)
 }
 

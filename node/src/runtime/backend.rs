@@ -13,7 +13,6 @@ use hyper_util::service::TowerToHyperService;
 use shoal_control::core::Control;
 use shoal_control::view::Health;
 use shoal_protocol::lease::LeaseId;
-use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, Now, ObjectId, TaskId, WallTime};
@@ -26,7 +25,9 @@ use super::shells::Shells;
 use crate::api::read::Source;
 use crate::api::snapshot::NodeState;
 use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
-use crate::api::{ApiError, Backend, Engine, FromPeer, Hub, JoinTokens, LogLines, Snapshot, StatusReport, Want};
+use crate::api::{
+    ApiError, Backend, Engine, FromPeer, Hub, JoinTokens, LogLines, Rotation, Snapshot, StatusReport, Want,
+};
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
 use crate::swarm::PeerStream;
@@ -109,6 +110,7 @@ fn snapshot(control: &Control, want: &Want) -> Snapshot {
         me: control.me(),
         role: control.role(),
         leader: control.holder(LeaseId::REGISTRY).map(|(holder, _)| holder),
+        rotating: control.is_rotation_under_way(),
         state: &state,
     };
     source.snapshot(want)
@@ -175,7 +177,7 @@ impl Backend for NodeBackend {
         self.event_loop.ask(|reply| Command::Write { write, reply }).await.map_err(write_ended)?
     }
 
-    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<Vec<u8>, WriteError> {
+    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError> {
         self.event_loop.ask(|reply| Command::Seal { id, data, reply }).await.map_err(write_ended)?
     }
 
@@ -201,8 +203,8 @@ impl Backend for NodeBackend {
         Ok(JoinTokens { worker: tokens.worker, manager: tokens.manager })
     }
 
-    async fn rotate(&self, roles: Vec<Role>, version: u64) -> Result<Written, WriteError> {
-        self.event_loop.ask(|reply| Command::Rotate { roles, version, reply }).await.map_err(write_ended)?
+    async fn rotate(&self, what: Rotation, version: u64) -> Result<Written, WriteError> {
+        self.event_loop.ask(|reply| Command::Rotate { what, version, reply }).await.map_err(write_ended)?
     }
 
     async fn logs(&self, task: TaskId, query: LogQuery) -> Result<LogLines, DriverError> {

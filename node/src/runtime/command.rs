@@ -1,13 +1,13 @@
 //! How the API and other tasks of the daemon reach the event loop.
 
 use shoal_control::core::Control;
-use shoal_protocol::token::Role;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{Now, ObjectId};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 use super::shells::Shells;
+use crate::api::Rotation;
 
 /// Commands that may wait for the event loop; whoever comes after waits to be let in.
 pub const COMMANDS_MAX: usize = 256;
@@ -63,8 +63,8 @@ pub enum Command {
         id: ObjectId,
         /// What is to be sealed.
         data: Zeroizing<Vec<u8>>,
-        /// Where it goes.
-        reply: oneshot::Sender<Result<Vec<u8>, WriteError>>,
+        /// Where it goes, with the edition of the key.
+        reply: oneshot::Sender<Result<(u64, Vec<u8>), WriteError>>,
     },
     /// Compares the data of a secret.
     Holds {
@@ -75,10 +75,10 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<bool, WriteError>>,
     },
-    /// Replaces the token of a role.
+    /// Replaces join tokens or all keys of the cluster.
     Rotate {
-        /// Which roles.
-        roles: Vec<Role>,
+        /// What.
+        what: Rotation,
         /// The index of the cluster object that the caller read.
         version: u64,
         /// Where the answer goes.

@@ -9,12 +9,12 @@ use rand::seq::SliceRandom;
 use shoal_control::core::Withheld;
 use shoal_control::task::PlannedFile;
 use shoal_protocol::token::Role;
-use shoal_protocol::write::WriteError;
+use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{Kind, NodeId, ObjectId, TaskId};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use super::member::Member;
+use super::member::{Member, Waiting};
 use crate::driver::files::{FileSource, TaskFiles};
 use crate::identity::{open_secret, seal_secret};
 use crate::swarm::{SecretError, SwarmHandle};
@@ -118,20 +118,35 @@ impl Member {
     fn open_secret(&self, id: ObjectId) -> Result<Content, String> {
         let store = self.control.store();
         let object = store.object_with_data(Kind::Secret, id).ok_or_else(|| format!("secret {id} is gone"))?;
-        let key = self.membership.manager_key.as_ref().ok_or("this node has no key of the managers")?;
-        let cluster = store.cluster().ok_or("the cluster's settings have not arrived yet")?;
-        open_secret(key, cluster.id, id, &object.data)
-            .map_err(|_| format!("secret {id} cannot be opened: wrong key or damaged"))
+        let (key, cluster) = self.managers_key().map_err(|error| error.to_string())?;
+        let opened = match object.head.edition == cluster.edition {
+            true => open_secret(&key, cluster.id, id, &object.data),
+            false => self
+                .secrets()
+                .map_err(|error| error.to_string())?
+                .0
+                .former_key(object.head.edition)
+                .and_then(|key| open_secret(key, cluster.id, id, &object.data)),
+        };
+        opened.map_err(|error| format!("secret {id} cannot be opened: {error}"))
     }
 
-    /// Seals the data of a new secret.
-    pub(super) fn seal(&self, id: ObjectId, data: &[u8]) -> Result<Vec<u8>, WriteError> {
+    /// Seals the data of a secret. Returns the edition of the key, too.
+    pub(super) fn seal(&self, id: ObjectId, data: &[u8]) -> Result<(u64, Vec<u8>), WriteError> {
         self.check_opens_secrets()?;
-        let cluster = self.control.store().cluster().map(|cluster| cluster.id);
-        let (Some(key), Some(cluster)) = (self.membership.manager_key.as_ref(), cluster) else {
-            return Err(super::membership::no_cluster());
-        };
-        seal_secret(key, cluster, id, data).map_err(|error| WriteError::Storage(error.to_string()))
+        let (key, cluster) = self.managers_key()?;
+        let sealed = seal_secret(&key, cluster.id, id, data).map_err(|error| WriteError::Storage(error.to_string()))?;
+        Ok((cluster.edition, sealed))
+    }
+
+    /// Seals a secret anew with the present key, and asks for it to be written.
+    pub(super) fn reseal(&mut self, id: ObjectId) {
+        let sealed =
+            self.open_secret(id).and_then(|content| self.seal(id, &content).map_err(|error| error.to_string()));
+        match sealed {
+            Ok((edition, data)) => self.request(Write::ResealSecret { id, edition, data }, Waiting::Keys),
+            Err(error) => tracing::error!(secret = %id, %error, "failed to seal a secret with the present key"),
+        }
     }
 
     /// Returns whether the data of a secret are these.

@@ -11,7 +11,7 @@ use super::Daemon;
 use super::command::MembershipError;
 use super::member::EVENTS_MAX;
 use super::membership::{Start, Stored, wall};
-use crate::identity::NodeKey;
+use crate::identity::{Membership, NodeKey};
 use crate::swarm::{self, JoinReply, SwarmConfig, SwarmEvent, SwarmHandle};
 
 /// Between two attempts to join that `--join` asked for.
@@ -165,7 +165,9 @@ fn start(
         seeds,
     };
     if let Some(stored) = stored {
-        if start.membership.root_pem != stored.membership.root_pem {
+        let cluster =
+            |membership: &Membership| membership.cluster().map_err(|error| MembershipError::Invalid(error.to_string()));
+        if cluster(&start.membership)? != cluster(&stored.membership)? {
             let text =
                 "the token is for another cluster than the one that this node is in: move its data directory away";
             return Err(MembershipError::Invalid(text.to_owned()));
@@ -192,7 +194,7 @@ mod tests {
     use shoal_protocol::{NodeId, WallTime};
 
     use super::*;
-    use crate::identity::{Membership, create_cluster};
+    use crate::identity::create_cluster;
 
     const OTHER: NodeId = NodeId(9);
 

@@ -9,7 +9,7 @@ use shoal_control::discovery;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::spec::{PublishedPort, Transport};
-use shoal_protocol::token::{Role, RoleGrant};
+use shoal_protocol::token::Role;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, TaskId, Time};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,7 +62,13 @@ pub(super) struct ShellEnded(&'static str);
 /// Who waits for the answer to a write.
 pub(super) enum Waiting {
     Api(oneshot::Sender<Result<Written, WriteError>>),
-    Join { request: JoinRequest, role: Role, reply: oneshot::Sender<Result<JoinReply, JoinRefusal>> },
+    /// This node itself, which replaces keys.
+    Keys,
+    Join {
+        request: JoinRequest,
+        role: Role,
+        reply: oneshot::Sender<Result<JoinReply, JoinRefusal>>,
+    },
 }
 
 /// A node that is in a cluster.
@@ -300,6 +306,9 @@ impl Member {
                 Action::Probe { node, address, request } => self.probe(node, address, request),
                 Action::Routes { ingress, host } => self.ingress.apply(ingress, host),
                 Action::Peers { known, banned } => self.keep_peers(known, banned),
+                Action::Trust(trust) => self.trust(trust),
+                Action::Rotate => self.rotate_keys(),
+                Action::Reseal { secret } => self.reseal(secret),
                 Action::Health { node, health } => self.health.note(node, health),
                 Action::Trouble { what } => tracing::error!("{what}"),
                 Action::Removed => removed = true,
@@ -317,9 +326,14 @@ impl Member {
             Some(Waiting::Api(reply)) => {
                 let _ = reply.send(result);
             }
+            Some(Waiting::Keys) => {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "failed to replace keys; trying again");
+                }
+            }
             Some(Waiting::Join { request, role, reply }) => {
                 let answer = match result {
-                    Ok(written) => self.admitted(&request, RoleGrant { role, index: written.index }),
+                    Ok(written) => self.admitted(&request, role, written.index),
                     Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
                 };
                 tracing::info!(node = %request.node, %role, admitted = answer.is_ok(), "a node wants to join");

@@ -145,12 +145,12 @@ impl Daemon {
 
         let public_key = start.key.public_key();
         let expires = end_of_credential(&start.membership, &public_key)?;
-        let (swarm, swarm_events) = self.open_swarm(start.key, &start.membership, start.swarm).await?;
+        let (swarm, swarm_events) = self.open_swarm(start.key.clone(), &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
         let finder =
             Finder::start(&self.config, (node, cluster), swarm.clone(), start.seeds, (seed, clock::now().time));
-        let renewing = Renewing::start(public_key, expires, self.disk.clone(), seed, clock::now().time);
+        let renewing = Renewing::start(start.key, expires, self.disk.clone(), seed, clock::now().time);
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
         let (files, file_asks) = files::start(node, swarm.clone());

@@ -13,7 +13,7 @@ use shoal_protocol::{NodeId, Now, Time, WallTime};
 use tokio::sync::mpsc;
 
 use crate::disk::{Batch, Disk, DiskError};
-use crate::identity::{IdentityError, Membership};
+use crate::identity::{IdentityError, Membership, NodeKey, Root};
 use crate::swarm::{RenewError, Renewed, SwarmError, SwarmHandle};
 
 /// Why a credential was not renewed. The present one stays in use.
@@ -48,7 +48,7 @@ pub(super) type Outcome = Result<(Membership, WallTime), RenewalError>;
 /// The state of this node's credential.
 pub(super) struct Renewing {
     decisions: Renewal,
-    pub(super) public_key: [u8; 32],
+    pub(super) key: NodeKey,
     disk: Disk,
     results: mpsc::Receiver<Outcome>,
     sender: mpsc::Sender<Outcome>,
@@ -57,11 +57,11 @@ pub(super) struct Renewing {
 }
 
 impl Renewing {
-    pub(super) fn start(public_key: [u8; 32], expires: WallTime, disk: Disk, seed: u64, now: Time) -> Self {
+    pub(super) fn start(key: NodeKey, expires: WallTime, disk: Disk, seed: u64, now: Time) -> Self {
         // One attempt is under way at a time.
         let (sender, results) = mpsc::channel(1);
         let decisions = Renewal::new(expires, seed, now);
-        Self { decisions, public_key, disk, results, sender, expires: Arc::new(AtomicU64::new(expires.0)) }
+        Self { decisions, key, disk, results, sender, expires: Arc::new(AtomicU64::new(expires.0)) }
     }
 
     pub(super) fn expires(&self) -> Arc<AtomicU64> {
@@ -80,24 +80,23 @@ impl Renewing {
         }
     }
 
-    /// Returns where to get the next credential, if it is time to. `outdated` tells whether the present one is for the wrong
-    /// role.
-    pub(super) fn due(&mut self, swarm: &SwarmHandle, signs: bool, outdated: bool, now: Now) -> Option<Source> {
-        self.decisions.set_outdated(outdated, now.time);
-        if self.decisions.poll_timeout().is_none_or(|due| due > now.time) {
-            return None;
-        }
-        let peers = swarm.peers().into_iter();
-        let managers: BTreeSet<NodeId> =
-            peers.filter(|peer| peer.granted.role == Role::Manager).map(|peer| peer.node).collect();
-        self.decisions.poll(&managers, signs, now)
+    /// Returns whether it is time to look for the next credential. `outdated` tells whether the present one says the wrong
+    /// thing.
+    pub(super) fn is_due(&mut self, outdated: bool, now: Time) -> bool {
+        self.decisions.set_outdated(outdated, now);
+        self.decisions.poll_timeout().is_some_and(|due| due <= now)
     }
 
-    /// Gets the credential for a role and stores it, beside the event loop.
-    pub(super) fn begin(&self, swarm: SwarmHandle, membership: Membership, role: Role, from: Issuer, wall: WallTime) {
-        let (sender, disk, public_key) = (self.sender.clone(), self.disk.clone(), self.public_key);
+    /// Returns where to get the next credential, if it is time to, of those that give one.
+    pub(super) fn due(&mut self, managers: &BTreeSet<NodeId>, signs: bool, now: Now) -> Option<Source> {
+        self.decisions.poll(managers, signs, now)
+    }
+
+    /// Gets the credential that is wanted and stores it, beside the event loop.
+    pub(super) fn begin(&self, swarm: SwarmHandle, wanted: Wanted, from: Issuer, wall: WallTime) {
+        let (sender, disk, public_key) = (self.sender.clone(), self.disk.clone(), self.key.public_key());
         tokio::spawn(async move {
-            let renewed = obtain(&swarm, &disk, membership, role, &public_key, from, wall).await;
+            let renewed = obtain(&swarm, &disk, wanted, &public_key, from, wall).await;
             // The membership may have ended meanwhile.
             let _ = sender.send(renewed).await;
         });
@@ -121,6 +120,15 @@ impl Renewing {
     }
 }
 
+/// What the next credential is to say.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// For this role.
+    pub(super) role: Role,
+    /// By this root.
+    pub(super) root: Root,
+}
+
 /// Who gives the credential.
 pub(super) enum Issuer {
     /// This node has signed it, or failed to.
@@ -132,12 +140,12 @@ pub(super) enum Issuer {
 async fn obtain(
     swarm: &SwarmHandle,
     disk: &Disk,
-    membership: Membership,
-    role: Role,
+    wanted: Wanted,
     public_key: &[u8; 32],
     from: Issuer,
     wall: WallTime,
 ) -> Outcome {
+    let Wanted { role, root } = wanted;
     let Renewed { credential, manager_key } = match from {
         Issuer::Itself(signed) => signed.map_err(RenewalError::Unsigned)?,
         Issuer::Manager(manager) => swarm.renew(manager).await?,
@@ -147,12 +155,11 @@ async fn obtain(
     if role == Role::Manager && manager_key.is_none() {
         return Err(RenewalError::NoKey);
     }
-    let renewed = Membership { credential, manager_key, ..membership };
-    let verified = renewed.verify(public_key, wall)?;
+    let verified = root.verify(&credential, public_key, wall).map_err(IdentityError::from)?;
     if verified.granted.role != role {
         return Err(RenewalError::Role(verified.granted.role));
     }
-    let renewed = Membership { granted: verified.granted, ..renewed };
+    let renewed = Membership { root_pem: root.pem().to_owned(), credential, granted: verified.granted, manager_key };
     disk.write(Batch { cluster: Some(renewed.to_bytes()?.to_vec()), ..Batch::default() }).await?;
     swarm.set_membership(Some(renewed.clone()))?;
     Ok((renewed, verified.expires))
@@ -220,12 +227,13 @@ mod tests {
         let (disk, _) = disk::open(dir.path()).unwrap();
         let now = Now { time: Time(1), wall: wall() };
         let expires = of_worker.expires(&worker_key.public_key()).unwrap();
-        let mut renewing = Renewing::start(worker_key.public_key(), expires, disk.clone(), 7, now.time);
-        assert_eq!(renewing.due(&worker, false, false, now), Some(Source::Manager(manager_key.node_id())));
+        let mut renewing = Renewing::start(worker_key.clone(), expires, disk.clone(), 7, now.time);
+        let managers = BTreeSet::from([manager_key.node_id()]);
+        assert!(renewing.is_due(false, now.time));
+        assert_eq!(renewing.due(&managers, false, now), Some(Source::Manager(manager_key.node_id())));
         renewing.begin(
             worker.clone(),
-            of_worker.clone(),
-            Role::Worker,
+            Wanted { role: Role::Worker, root: of_worker.root().unwrap() },
             Issuer::Manager(manager_key.node_id()),
             now.wall,
         );
@@ -278,8 +286,8 @@ mod tests {
             Issuer::Itself(Ok(Renewed { credential: vec![1, 2, 3], manager_key: None })),
             Issuer::Manager(NodeId(9)),
         ] {
-            let renewed =
-                obtain(&swarm, &disk, membership.clone(), Role::Manager, &key.public_key(), from, wall()).await;
+            let wanted = Wanted { role: Role::Manager, root: membership.root().unwrap() };
+            let renewed = obtain(&swarm, &disk, wanted, &key.public_key(), from, wall()).await;
             assert!(renewed.is_err());
         }
         disk.close().await;

@@ -332,10 +332,9 @@ async fn decide<T>(
 fn introduction(shared: &Shared) -> (JoinAnswer, Option<Role>) {
     let links = shared.links();
     let admission = shared.admission();
-    let Some(credentials) = &admission.credentials else {
+    let Some((membership, trust)) = admission.credentials() else {
         return (JoinAnswer::Refused(JoinRefusal::NotInCluster), None);
     };
-    let membership = &credentials.membership;
     let managers = match membership.role() {
         Role::Manager => Vec::new(),
         Role::Worker => links
@@ -346,7 +345,7 @@ fn introduction(shared: &Shared) -> (JoinAnswer, Option<Role>) {
             .take(MANAGERS_MAX)
             .collect(),
     };
-    let (root_pem, credential) = (membership.root_pem.clone(), membership.credential.clone());
+    let (root_pem, credential) = (trust.newest().pem().to_owned(), membership.credential.clone());
     (JoinAnswer::Root { root_pem, credential, managers }, Some(membership.role()))
 }
 

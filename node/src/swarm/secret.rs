@@ -85,7 +85,7 @@ pub(super) async fn serve(
 
 fn is_manager(shared: &Shared) -> bool {
     let admission = shared.admission();
-    admission.credentials.as_ref().is_some_and(|credentials| credentials.membership.role() == Role::Manager)
+    admission.credentials().is_some_and(|(membership, _)| membership.role() == Role::Manager)
 }
 
 async fn decide<T>(

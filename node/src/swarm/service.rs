@@ -23,7 +23,7 @@ use super::dialer::{Dialer, JITTER_MAX};
 use super::hello::Outcome;
 use super::limiter::Limiter;
 use super::link::{Link, Peer};
-use super::shared::{Credentials, Shared};
+use super::shared::{Admission, Shared};
 use super::stream::PeerStream;
 use super::wire::Purpose;
 use super::{Refusal, SwarmConfig, SwarmError, SwarmEvent};
@@ -165,9 +165,9 @@ pub(super) fn start(
     if advertise.port() == 0 {
         advertise.set_port(listen.port());
     }
-    let credentials = membership.map(Credentials::new).transpose()?;
+    let admission = Admission::new(membership)?;
     let incarnation = u64::from_le_bytes(identity::random()?);
-    let shared = Shared::new(key.public_key(), (listen, advertise), incarnation, clock, credentials);
+    let shared = Shared::new(key.public_key(), (listen, advertise), incarnation, clock, admission);
     let mut swarm = build(&key)?;
     swarm
         .listen_on(multiaddr(listen))
@@ -382,12 +382,10 @@ impl Service {
     /// Closes links that would not be admitted any more.
     fn check_admissions(&mut self) {
         let admission = self.shared.admission();
-        let cluster = admission.credentials.as_ref().map(|credentials| credentials.root.cluster());
+        let trust = admission.credentials().map(|(_, trust)| trust);
         let now = (self.shared.clock)();
         let fits = |credential: &Credential| {
-            Some(credential.cluster) == cluster
-                && !admission.banned.contains(&credential.node)
-                && credential.expires > now
+            !admission.banned.contains(&credential.node) && trust.is_some_and(|trust| trust.fits(credential, now))
         };
         let mut unfit = Vec::new();
         for (id, connection) in &self.connections {

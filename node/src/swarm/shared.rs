@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::link::Link;
 use super::wire::Introduction;
 use super::{PeerInfo, Refusal, SwarmError};
-use crate::identity::{Credential, Membership, Root};
+use crate::identity::{Credential, Membership, Trust};
+use shoal_control::core::Trust as Document;
 
 /// Addresses that wait to be dialled once; more push others out.
 pub(super) const DIALS_MAX: usize = 64;
@@ -35,15 +36,13 @@ pub(super) struct Shared {
 /// Who is let in.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    pub(super) credentials: Option<Credentials>,
+    /// This node's place in its cluster.
+    membership: Option<Membership>,
+    /// What the document says of whom to let in.
+    document: Document,
+    /// What follows from both.
+    trust: Option<Trust>,
     pub(super) banned: BTreeSet<NodeId>,
-}
-
-/// This node's place in its cluster, ready for use.
-#[derive(Debug)]
-pub(super) struct Credentials {
-    pub(super) membership: Membership,
-    pub(super) root: Root,
 }
 
 /// What the owner wants the loop to do; the newest wish counts, so nothing queues up.
@@ -56,10 +55,30 @@ pub(super) struct Wanted {
     pub(super) introduce: bool,
 }
 
-impl Credentials {
-    pub(super) fn new(membership: Membership) -> Result<Self, SwarmError> {
-        let root = membership.root()?;
-        Ok(Self { membership, root })
+impl Admission {
+    pub(super) fn new(membership: Option<Membership>) -> Result<Self, SwarmError> {
+        let mut admission = Self::default();
+        admission.set_membership(membership)?;
+        Ok(admission)
+    }
+
+    /// Replaces this node's place in its cluster.
+    pub(super) fn set_membership(&mut self, membership: Option<Membership>) -> Result<(), SwarmError> {
+        self.trust = membership.as_ref().map(|own| Trust::with(own, &self.document)).transpose()?;
+        self.membership = membership;
+        Ok(())
+    }
+
+    /// Replaces what the document says.
+    pub(super) fn set_document(&mut self, document: Document) -> Result<(), SwarmError> {
+        self.trust = self.membership.as_ref().map(|own| Trust::with(own, &document)).transpose()?;
+        self.document = document;
+        Ok(())
+    }
+
+    /// Returns this node's place in its cluster and whom it trusts there.
+    pub(super) fn credentials(&self) -> Option<(&Membership, &Trust)> {
+        self.membership.as_ref().zip(self.trust.as_ref())
     }
 }
 
@@ -69,7 +88,7 @@ impl Shared {
         (listen, advertise): (SocketAddr, SocketAddr),
         incarnation: u64,
         clock: fn() -> WallTime,
-        credentials: Option<Credentials>,
+        admission: Admission,
     ) -> Arc<Self> {
         Arc::new(Self {
             node: NodeId::from_public_key(&public_key),
@@ -81,7 +100,7 @@ impl Shared {
             closing: CancellationToken::new(),
             changed: Notify::new(),
             links: RwLock::default(),
-            admission: RwLock::new(Admission { credentials, banned: BTreeSet::new() }),
+            admission: RwLock::new(admission),
             wanted: Mutex::default(),
         })
     }
@@ -89,21 +108,18 @@ impl Shared {
     /// Verifies a peer's credential and that it is not banned.
     pub(super) fn admit(&self, credential: &[u8], public_key: &[u8; 32]) -> Result<Credential, Refusal> {
         let admission = self.admission();
-        let credentials = admission.credentials.as_ref().ok_or(Refusal::NotInCluster)?;
+        let (_, trust) = admission.credentials().ok_or(Refusal::NotInCluster)?;
         // A banned node is told so whatever has become of its credential.
         if admission.banned.contains(&NodeId::from_public_key(public_key)) {
             return Err(Refusal::Banned);
         }
-        credentials
-            .root
-            .verify(credential, public_key, (self.clock)())
-            .map_err(|error| Refusal::Credential(error.to_string()))
+        trust.verify(credential, public_key, (self.clock)()).map_err(|error| Refusal::Credential(error.to_string()))
     }
 
     /// Returns how this node introduces itself, if it is in a cluster.
     pub(super) fn introduction(&self) -> Option<Introduction> {
         let admission = self.admission();
-        let credential = admission.credentials.as_ref()?.membership.credential.clone();
+        let credential = admission.credentials()?.0.credential.clone();
         Some(Introduction { credential, incarnation: self.incarnation, advertise: self.advertise })
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_control::core::Control;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::token::Role;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState, Time};
 
 use super::Sim;
@@ -68,6 +70,9 @@ impl Sim {
             return Some(format!("{} different documents on {} nodes", digests.len(), running.len()));
         }
         let control = running.first()?.control()?;
+        if let Some(unsettled) = unsettled_keys(control, &running, self.hosts()) {
+            return Some(unsettled);
+        }
         let mut expected: BTreeMap<TaskId, NodeId> = BTreeMap::new();
         let services: BTreeSet<ServiceId> = control.store().services().map(|(id, _, _)| id).collect();
         if services != wanted.keys().copied().collect() {
@@ -102,4 +107,20 @@ impl Sim {
         let missing: Vec<_> = expected.iter().filter(|(task, node)| actual.get(task) != Some(node)).collect();
         (actual != expected).then(|| format!("not wanted but running: {extra:?}; wanted but not running: {missing:?}"))
     }
+}
+
+/// Returns why the keys of a cluster are not as they should be: nobody knows the present key who is no manager, and everybody who
+/// is there has a credential of the present root.
+fn unsettled_keys(control: &Control, running: &[&Host], all: &[Host]) -> Option<String> {
+    let cluster = control.store().cluster()?;
+    if control.is_rotation_due() {
+        return Some(format!("edition {} of the keys is to be replaced", cluster.edition));
+    }
+    if let Some(host) = running.iter().find(|host| host.granted.edition != cluster.edition) {
+        let edition = host.granted.edition;
+        return Some(format!("{} has a credential of edition {edition}, not {}", host.id, cluster.edition));
+    }
+    let is_manager = |id| control.store().node_spec(id).is_some_and(|spec| spec.role == Role::Manager);
+    let stranger = all.iter().find(|host| host.keys.contains(&cluster.edition) && !is_manager(host.id))?;
+    Some(format!("{} is no manager and has the key of edition {}", stranger.id, cluster.edition))
 }

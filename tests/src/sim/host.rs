@@ -1,6 +1,6 @@
 //! One simulated machine: a disk, containers, and a daemon that may be up, paused or dead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub struct Host {
     pub id: NodeId,
     /// Its role.
     pub granted: RoleGrant,
+    /// The editions of the managers' key that it was given.
+    pub keys: BTreeSet<u64>,
     /// When it may ask for another credential again.
     pub(super) asks_again_at: Time,
     /// Counts the starts of its daemon: what was meant for an earlier one does not reach it.
@@ -62,6 +64,7 @@ impl Host {
         Self {
             id,
             granted,
+            keys: if role == Role::Manager { BTreeSet::from([1]) } else { BTreeSet::new() },
             asks_again_at: NEVER,
             life: 0,
             paused: false,

@@ -51,6 +51,9 @@ pub(crate) async fn run(client: &Client, args: RoleArgs, role: Role) -> Result<(
             Role::Manager => format!("Node {name} promoted to a manager in the swarm.\n"),
             Role::Worker => format!("Manager {name} demoted in the swarm.\n"),
         })?;
+        if role == Role::Worker {
+            eprintln!("Its keys are being replaced: join tokens that were given out are void, see `shoal join-token`.");
+        }
     }
     Ok(())
 }

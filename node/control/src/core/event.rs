@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
 use shoal_protocol::spec::PublishedPort;
-use shoal_protocol::token::RoleGrant;
+use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{Key, NodeId, TaskId};
+use shoal_protocol::{Key, NodeId, ObjectId, TaskId};
 
 use crate::lease;
 use crate::routes::RouteTable;
@@ -170,6 +170,16 @@ pub enum Action {
         /// Removed nodes, refused for good.
         banned: BTreeSet<NodeId>,
     },
+    /// Lets in who fits this; replaces the last one. Comes after [`Action::Peers`].
+    Trust(Trust),
+    /// Makes the next edition of the cluster's root, managers' key and join secrets, and asks for it to be written. Repeated
+    /// until it is.
+    Rotate,
+    /// Seals a secret anew, with the present edition of the managers' key, and asks for it to be written. Repeated until it is.
+    Reseal {
+        /// Which.
+        secret: ObjectId,
+    },
     /// This node changed its mind about another one: to be told and counted, nothing else.
     Health {
         /// About whom.
@@ -184,6 +194,19 @@ pub enum Action {
     },
     /// This node was removed from the cluster: stop its tasks, forget the membership.
     Removed,
+}
+
+/// What the document says of whom to let in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// The cluster's edition; 0 before anything was heard of it.
+    pub edition: u64,
+    /// The root certificate of that edition, PEM.
+    pub root_pem: String,
+    /// Certificates of former roots, PEM, newest first.
+    pub former_roots: Vec<String>,
+    /// The members, and whether they may be managers.
+    pub listed: BTreeMap<NodeId, Role>,
 }
 
 /// What one transaction makes durable.

@@ -67,14 +67,23 @@ impl Control {
             self.note_change(key);
             match key {
                 // A task that waits for a secret or config asks again by itself.
-                Key::Cluster | Key::Object(..) => {}
-                Key::Voters => self.dirty.voters = true,
+                Key::Object(..) => self.dirty.keys = true,
+                Key::Cluster => {
+                    self.dirty.keys = true;
+                    self.dirty.peers = true;
+                    self.dirty.candidates = true;
+                }
+                Key::Voters => {
+                    self.dirty.voters = true;
+                    self.dirty.peers = true;
+                }
                 Key::Claim(lease) => self.dirty.claims.extend([lease]),
                 Key::Node(_) => {
                     self.dirty.all_services = true;
                     self.dirty.peers = true;
                     self.dirty.candidates = true;
                     self.dirty.members = true;
+                    self.dirty.keys = true;
                 }
                 Key::Service(service) | Key::Progress(service) => {
                     self.dirty.services.insert(service);
@@ -189,7 +198,7 @@ impl Control {
     pub(super) fn say_status(&mut self) {
         let stamp = self.next_status_stamp();
         self.votes_said = self.votes();
-        let status = NodeStatus { votes: self.votes_said, ..self.status.clone() };
+        let status = NodeStatus { votes: self.votes_said, granted: self.granted, ..self.status.clone() };
         self.author(Key::NodeStatus(self.me), stamp, Some(Value::NodeStatus(status)));
         if let Some(address) = self.status.address {
             self.addresses.insert(self.me, BTreeSet::from([address]));
@@ -280,5 +289,10 @@ impl Control {
         let known = known.collect();
         let banned = self.store.banned().collect();
         self.outbox.push(Action::Peers { known, banned });
+        let trust = self.trusted();
+        if trust != self.trust {
+            self.trust = trust.clone();
+            self.outbox.push(Action::Trust(trust));
+        }
     }
 }

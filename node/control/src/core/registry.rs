@@ -43,6 +43,17 @@ impl Decision {
         self
     }
 
+    /// Notes before a node becomes a manager that it gets the managers' key: once it is none any more, the key has to be
+    /// replaced.
+    fn giving_key_to(mut self, node: NodeId, store: &Store, now: WallTime) -> Self {
+        if let Some(cluster) = store.cluster().filter(|cluster| !cluster.keys.contains_key(&node)) {
+            let mut cluster = ClusterObject { index: cluster.index + 1, updated: now, ..cluster.clone() };
+            cluster.keys.insert(node, Vec::new());
+            self.changes.push((Key::Cluster, Some(Value::Cluster(cluster))));
+        }
+        self
+    }
+
     /// The change is there already.
     fn done(key: Key, index: u64) -> Self {
         let written = Written { index, warnings: Vec::new() };
@@ -78,7 +89,10 @@ pub fn decide(
             None => Err(not_found("node", *id)),
         },
         Write::UpdateCluster { cluster } => update_cluster(cluster, store, now),
-        Write::CreateObject { kind, id, spec, data } => objects::create((*kind, *id), spec, data, store, now),
+        Write::CreateObject { kind, id, spec, data, edition } => {
+            objects::create((*kind, *id), spec, (data, *edition), store, now)
+        }
+        Write::ResealSecret { id, edition, data } => objects::reseal(*id, *edition, data, store),
         Write::UpdateObject { kind, id, version, spec } => objects::update((*kind, *id), *version, spec, store, now),
         Write::RemoveObject { kind, id } => objects::remove((*kind, *id), store),
     }
@@ -236,7 +250,8 @@ fn admit_node(id: NodeId, role: Role, store: &Store, now: WallTime) -> Result<De
     let spec = NodeSpec { role, ..NodeSpec::default() };
     let spec = serde_json::to_string(&spec).map_err(|error| WriteError::Invalid(error.to_string()))?;
     let node = NodeObject { index: 1, created: now, updated: now, spec };
-    Ok(Decision::one(Key::Node(id), Some(Value::Node(node)), 1))
+    let decision = Decision::one(Key::Node(id), Some(Value::Node(node)), 1);
+    Ok(if role == Role::Manager { decision.giving_key_to(id, store, now) } else { decision })
 }
 
 fn update_node(
@@ -271,20 +286,33 @@ fn update_node(
             format!("node {id} is the last manager that is not down: promote another node, or bring a manager back");
         return Err(WriteError::Precondition(text));
     }
+    if is_demoted && !store.nodes().any(|node| is_other_manager(node) && !is_down(node.0) && has_key(node.0, store)) {
+        let text = format!("node {id} is the only manager with the keys of the cluster: try again in a moment");
+        return Err(WriteError::Precondition(text));
+    }
     let index = current.index + 1;
     let node = NodeObject { index, created: current.created, updated: now, spec: json.to_owned() };
-    Ok(Decision::one(Key::Node(id), Some(Value::Node(node)), index))
+    let decision = Decision::one(Key::Node(id), Some(Value::Node(node)), index);
+    Ok(if spec.role == Role::Manager { decision.giving_key_to(id, store, now) } else { decision })
+}
+
+fn has_key(node: NodeId, store: &Store) -> bool {
+    store.cluster().is_none_or(|cluster| cluster.is_key_known_to(node, store.node_status(node)))
 }
 
 fn update_cluster(cluster: &ClusterObject, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
     let Some(current) = store.cluster() else {
         return Err(WriteError::NotFound("the cluster has no settings yet".to_owned()));
     };
-    if current.id != cluster.id || current.root_pem != cluster.root_pem {
+    if current.id != cluster.id {
         return Err(WriteError::Invalid("a cluster's identity cannot be changed".to_owned()));
     }
     if current.index != cluster.index {
         return Err(WriteError::OutOfSequence);
+    }
+    let is_same_root = current.root_pem == cluster.root_pem;
+    if is_same_root != (current.edition == cluster.edition) || !is_same_root && cluster.edition != current.edition + 1 {
+        return Err(WriteError::Invalid("a new root needs the next edition".to_owned()));
     }
     let index = current.index + 1;
     let cluster = ClusterObject { index, created: current.created, updated: now, ..cluster.clone() };

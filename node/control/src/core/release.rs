@@ -93,7 +93,7 @@ mod tests {
         let mut store = Store::new();
         put(&mut store, 1, Key::Slot(ServiceId(1), SlotName::Replica(1)), Some(&Value::Slot(Slot { tasks })));
         let (created, updated) = (WallTime(1), WallTime(1));
-        let head = ObjectHead { index: 1, created, updated, name: "x".to_owned(), spec: "{}".to_owned() };
+        let head = ObjectHead { index: 1, created, updated, edition: 1, name: "x".to_owned(), spec: "{}".to_owned() };
         let object = Value::Object(Object { head, data: vec![1] });
         for (seq, kind, id) in
             [(2, Kind::Secret, SECRET), (3, Kind::Config, ObjectId(6)), (4, Kind::Secret, ObjectId(7))]

@@ -85,13 +85,12 @@ fn refusal(key: &Key, reason: &str, store: &Store) -> String {
 mod tests {
     use std::time::Duration;
 
-    use shoal_protocol::value::{ClusterObject, NodeStatus};
-    use shoal_protocol::{ClusterId, NodeId, Now, Time, WallTime};
+    use shoal_protocol::value::NodeStatus;
+    use shoal_protocol::{Now, Time};
 
     use super::*;
-    use crate::core::{Boot, Event, Faults, bootstrap};
-
-    const ME: NodeId = NodeId(1);
+    use crate::core::Event;
+    use crate::core::testing::{ME, alone};
 
     fn status(label_bytes: usize) -> NodeStatus {
         NodeStatus {
@@ -101,33 +100,6 @@ mod tests {
         }
     }
 
-    fn control(status: NodeStatus) -> Control {
-        let cluster = ClusterObject {
-            id: ClusterId(5),
-            index: 1,
-            created: WallTime(0),
-            updated: WallTime(0),
-            root_pem: String::new(),
-            sealed: Vec::new(),
-        };
-        let (records, leases) = bootstrap::first_document(ME, cluster, WallTime(0)).unwrap();
-        let boot = Boot {
-            me: ME,
-            cluster: ClusterId(5),
-            granted: shoal_protocol::token::RoleGrant::first(shoal_protocol::token::Role::Manager),
-            incarnation: 1,
-            records,
-            leases: Some(leases),
-            restarted: false,
-            status,
-            serves_host_ports: false,
-            addresses: BTreeMap::new(),
-            seed: 1,
-            faults: Faults::default(),
-        };
-        Control::new(boot, Now::default())
-    }
-
     fn told(control: &mut Control) -> Vec<String> {
         let actions = std::iter::from_fn(|| control.poll_action());
         actions.filter_map(|action| if let Action::Trouble { what } = action { Some(what) } else { None }).collect()
@@ -135,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_large_is_told_until_it_fits() {
-        let mut control = control(status(600 * 1024));
+        let mut control = alone(status(600 * 1024));
         let troubles = control.troubles();
         assert_eq!(troubles.len(), 1);
         assert!(troubles[0].starts_with("the status of this node cannot be written down: "), "{troubles:?}");
@@ -149,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_refuses_is_told_until_it_works() {
-        let mut control = control(status(1));
+        let mut control = alone(status(1));
         let mut now = Now::default();
         let (mut tokens, mut told) = (Vec::new(), Vec::new());
         for round in 0..40u64 {

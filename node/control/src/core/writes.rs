@@ -117,6 +117,7 @@ impl Control {
             self.synced = true;
             let stamp = Stamp { lineage: 0, epoch, seq: 0 };
             self.author(Key::Claim(lease), stamp, Some(Value::Claim(Claim { lease, holder: self.me })));
+            self.dirty.keys |= lease == LeaseId::REGISTRY;
             if lease != LeaseId::REGISTRY {
                 // A new holder looks at everything: there is no second way to begin.
                 self.dirty.all_services = true;
@@ -458,86 +459,15 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Boot, Event, Faults, bootstrap};
-    use shoal_protocol::token::RoleGrant;
-    use shoal_protocol::value::{ClusterObject, NodeStatus};
-    use shoal_protocol::{ClusterId, ServiceId, Time, WallTime};
-    use std::collections::BTreeMap;
+    use crate::core::Event;
+    use crate::core::testing::{Disk, ME, at, run};
+    use shoal_protocol::value::NodeStatus;
+    use shoal_protocol::{ServiceId, WallTime};
 
-    const ME: NodeId = NodeId(1);
     const SPEC: &str = r#"{"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "x"}}}"#;
 
-    /// The only manager of a new cluster.
     fn alone() -> Control {
-        let cluster = ClusterObject {
-            id: ClusterId(1),
-            index: 1,
-            created: WallTime(0),
-            updated: WallTime(0),
-            root_pem: String::new(),
-            sealed: Vec::new(),
-        };
-        let (records, leases) = bootstrap::first_document(ME, cluster, WallTime(0)).unwrap();
-        let boot = Boot {
-            me: ME,
-            cluster: ClusterId(1),
-            granted: RoleGrant::first(Role::Manager),
-            incarnation: 1,
-            records,
-            leases: Some(leases),
-            restarted: false,
-            status: NodeStatus::default(),
-            serves_host_ports: false,
-            addresses: BTreeMap::new(),
-            seed: 1,
-            faults: Faults::default(),
-        };
-        Control::new(boot, at(0))
-    }
-
-    fn at(ms: u64) -> Now {
-        Now { time: Time(ms), wall: WallTime(0) }
-    }
-
-    /// A disk that may refuse records; leases it takes always.
-    #[derive(Default)]
-    struct Disk {
-        is_full: bool,
-        keys: BTreeSet<Key>,
-    }
-
-    impl Disk {
-        fn write(&mut self, token: u64, batch: PersistBatch) -> Event {
-            if self.is_full && !batch.records.is_empty() {
-                return Event::PersistFailed { token, error: "full".to_owned() };
-            }
-            self.keys.extend(batch.records.iter().map(|record| record.key));
-            Event::Persisted { token }
-        }
-    }
-
-    /// Lets `ms` milliseconds pass; returns the answers to users.
-    fn run(
-        control: &mut Control,
-        disk: &mut Disk,
-        from: u64,
-        ms: u64,
-    ) -> Vec<(RequestId, Result<Written, WriteError>)> {
-        let mut answers = Vec::new();
-        for time in from..from + ms {
-            control.handle_event(Event::Tick, at(time));
-            while let Some(action) = control.poll_action() {
-                match action {
-                    Action::Persist { token, batch } => {
-                        let event = disk.write(token, batch);
-                        control.handle_event(event, at(time));
-                    }
-                    Action::Reply { request, result } => answers.push((request, result)),
-                    _ => {}
-                }
-            }
-        }
-        answers
+        crate::core::testing::alone(NodeStatus::default())
     }
 
     #[test]
@@ -585,7 +515,8 @@ mod tests {
         for key in &keys {
             let Key::Object(_, id) = *key else { unreachable!() };
             let (created, updated) = (WallTime(0), WallTime(0));
-            let head = ObjectHead { index: 1, created, updated, name: id.to_string(), spec: "{}".to_owned() };
+            let head =
+                ObjectHead { index: 1, created, updated, edition: 1, name: id.to_string(), spec: "{}".to_owned() };
             let value = Value::Object(Object { head, data: vec![0; 500_000] });
             let record = Store::seal(*key, Stamp::default(), ME, Some(&value)).unwrap();
             control.store.merge(&record);
@@ -615,7 +546,8 @@ mod tests {
         run(&mut control, &mut disk, 0, 4_000);
         let (id, key) = (ObjectId(5), Key::Object(Kind::Config, ObjectId(5)));
         let (created, updated) = (WallTime(0), WallTime(0));
-        let head = ObjectHead { index: 1, created, updated, name: "con1".to_owned(), spec: "{}".to_owned() };
+        let head =
+            ObjectHead { index: 1, created, updated, edition: 1, name: "con1".to_owned(), spec: "{}".to_owned() };
         let value = Value::Object(Object { head, data: vec![1] });
         let early = Store::seal(key, Stamp { lineage: 0, epoch: 0, seq: 1 }, ME, Some(&value)).unwrap();
         control.store.merge(&early);

@@ -55,7 +55,7 @@ pub(super) fn service_object(spec: &str) -> Value {
 
 pub(super) fn object(name: &str, data: &[u8]) -> Value {
     let (created, updated) = (WallTime(1), WallTime(2));
-    let head = ObjectHead { index: 1, created, updated, name: name.to_owned(), spec: "{}".to_owned() };
+    let head = ObjectHead { index: 1, created, updated, edition: 0, name: name.to_owned(), spec: "{}".to_owned() };
     Value::Object(Object { head, data: data.to_vec() })
 }
 
@@ -174,14 +174,13 @@ impl Body {
 fn value_for(key: &Key, variant: u8) -> Value {
     let text = format!(r#"{{"Name":"v{variant}"}}"#);
     match *key {
-        Key::Cluster => Value::Cluster(shoal_protocol::value::ClusterObject {
-            id: shoal_protocol::ClusterId(1),
-            index: u64::from(variant),
-            created: WallTime(0),
-            updated: WallTime(0),
-            root_pem: String::new(),
-            sealed: vec![variant],
-        }),
+        Key::Cluster => Value::Cluster(shoal_protocol::value::ClusterObject::first(
+            shoal_protocol::ClusterId(1),
+            NodeId(1),
+            String::new(),
+            vec![variant],
+            WallTime(0),
+        )),
         Key::Voters => {
             let members = (1..=2 + u128::from(variant)).map(NodeId).collect();
             Value::Voters(VoterSet { version: 1, members, previous: Vec::new() })

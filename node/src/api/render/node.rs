@@ -91,7 +91,7 @@ struct ManagerStatus {
     addr: String,
 }
 
-/// Renders a node; `root_pem` is the cluster's root certificate.
+/// Renders a node; `root_pem` is the root certificate that issued its credential.
 pub fn node(view: &NodeView, root_pem: &str) -> Node {
     let status = view.status.clone().unwrap_or_default();
     let address = status.address.map_or_else(String::new, |address| address.to_string());

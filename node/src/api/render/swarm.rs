@@ -26,29 +26,29 @@ impl std::fmt::Debug for JoinTokens {
 }
 
 /// Returns the settings that `swarm update` may send back but not change yet.
-pub fn spec_of_swarm() -> Value {
+pub fn spec_of_swarm(cluster: &ClusterObject) -> Value {
     json!({
         "Name": "default",
         "Labels": {},
         "Orchestration": {"TaskHistoryRetentionLimit": TASK_HISTORY_MAX},
         "Raft": {},
         "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64},
-        "CAConfig": {"NodeCertExpiry": CREDENTIAL_NANOS},
+        "CAConfig": {"NodeCertExpiry": CREDENTIAL_NANOS, "ForceRotate": cluster.edition - 1},
         "TaskDefaults": {},
         "EncryptionConfig": {"AutoLockManagers": false},
     })
 }
 
-/// Renders the cluster for a manager.
-pub fn swarm(cluster: &ClusterObject, tokens: &JoinTokens) -> Value {
+/// Renders the cluster for a manager. `rotating` tells whether its root is being replaced.
+pub fn swarm(cluster: &ClusterObject, rotating: bool, tokens: &JoinTokens) -> Value {
     json!({
         "ID": cluster.id,
         "Version": {"Index": cluster.index},
         "CreatedAt": cluster.created.to_string(),
         "UpdatedAt": cluster.updated.to_string(),
-        "Spec": spec_of_swarm(),
+        "Spec": spec_of_swarm(cluster),
         "TLSInfo": {"TrustRoot": cluster.root_pem},
-        "RootRotationInProgress": false,
+        "RootRotationInProgress": rotating,
         "DefaultAddrPool": null,
         "SubnetSize": 24,
         "DataPathPort": 0,
@@ -100,9 +100,9 @@ fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
             "Version": {"Index": cluster.index},
             "CreatedAt": cluster.created.to_string(),
             "UpdatedAt": cluster.updated.to_string(),
-            "Spec": spec_of_swarm(),
+            "Spec": spec_of_swarm(cluster),
             "TLSInfo": {"TrustRoot": cluster.root_pem},
-            "RootRotationInProgress": false,
+            "RootRotationInProgress": snapshot.rotating,
             "DefaultAddrPool": null,
             "SubnetSize": 24,
             "DataPathPort": 0,

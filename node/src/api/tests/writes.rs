@@ -111,6 +111,12 @@ async fn tokens_are_shown_to_managers_and_rotated() {
     let spec = swarm["Spec"].to_string();
     let path = "/swarm/update?version=3&rotateWorkerToken=true&rotateManagerToken=false";
     assert_eq!(server.send(Method::POST, path, spec).await.0, StatusCode::OK);
+    let mut wanted = swarm["Spec"].clone();
+    wanted["CAConfig"]["ForceRotate"] = 1.into();
+    assert_eq!(server.send(Method::POST, "/swarm/update?version=3", wanted.to_string()).await.0, StatusCode::OK);
+    let tokens = Rotation { tokens: vec![Role::Worker], keys: false };
+    let keys = Rotation { tokens: Vec::new(), keys: true };
+    assert_eq!(*server.fake.rotations.lock().unwrap(), [tokens, keys]);
     let changed = r#"{"Orchestration":{"TaskHistoryRetentionLimit":3}}"#;
     assert_eq!(server.refused(Method::POST, path, changed).await.0, 501);
 }

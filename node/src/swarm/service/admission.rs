@@ -314,7 +314,8 @@ impl Service {
         self.readers.insert(node, reader);
     }
 
-    /// Shows this node's present credential on all links. One on which that fails is dialled anew, with a hello of its own.
+    /// Shows this node's present credential on all links. One on which that fails is dialled anew, with a hello of its own. One
+    /// whose peer refuses it, as it has not heard of a new root yet, goes on with the old one, which that peer knows.
     pub(super) fn refresh_links(&mut self) {
         for link in self.shared.links() {
             let Some(connection) = self.connections.get(&link.connection) else { continue };
@@ -323,7 +324,7 @@ impl Service {
             let (shared, notes) = (self.shared.clone(), self.notes.clone());
             tokio::spawn(async move {
                 let outcome = greet(&shared, &public_key, Purpose::Refresh, stream).await;
-                if !matches!(outcome, Outcome::Admitted(_)) {
+                if matches!(outcome, Outcome::Unfit(_) | Outcome::Failed(_)) {
                     let _ = notes.send(Note::Close(id)).await;
                 }
             });

@@ -25,7 +25,7 @@ pub const DATA_BYTES_TOTAL_MAX: usize = 64 << 20;
 pub(super) fn create(
     (kind, id): (Kind, ObjectId),
     spec: &str,
-    data: &[u8],
+    (data, edition): (&[u8], u64),
     store: &Store,
     now: WallTime,
 ) -> Result<Decision, WriteError> {
@@ -60,7 +60,8 @@ pub(super) fn create(
         Some(spec) => (allocate(&spec, id, store)?, vec![network::WARNING.to_owned()]),
     };
     check_room(kind, data.len(), store)?;
-    let head = ObjectHead { index: 1, created: now, updated: now, name, spec: spec.to_owned() };
+    let edition = if kind == Kind::Secret { edition } else { 0 };
+    let head = ObjectHead { index: 1, created: now, updated: now, edition, name, spec: spec.to_owned() };
     Ok(Decision::one(key, Some(Value::Object(Object { head, data })), 1).with(warnings))
 }
 
@@ -123,6 +124,23 @@ pub(super) fn update(
     let index = version + 1;
     let head = ObjectHead { index, updated: now, spec: spec.to_owned(), ..current.head };
     Ok(Decision::one(key, Some(Value::Object(Object { head, data: current.data })), index))
+}
+
+/// Checks and carries out the replacement of a secret's data by the same, sealed with a later key. Its index stays: whoever
+/// read the secret before may still update it.
+pub(super) fn reseal(id: ObjectId, edition: u64, data: &[u8], store: &Store) -> Result<Decision, WriteError> {
+    let kind = Kind::Secret;
+    let key = Key::Object(kind, id);
+    let current = store.object_with_data(kind, id).ok_or_else(|| not_found(kind.name(), id))?;
+    let index = current.head.index;
+    if current.head.edition >= edition {
+        return Ok(Decision::done(key, index));
+    }
+    if current.data.len() != data.len() {
+        return Err(WriteError::Invalid(format!("secret {id} was sealed as something else")));
+    }
+    let head = ObjectHead { edition, ..current.head };
+    Ok(Decision::one(key, Some(Value::Object(Object { head, data: data.to_vec() })), index))
 }
 
 /// Checks and carries out the removal of an object.
@@ -213,6 +231,7 @@ pub(super) fn relies_on(write: &Write, store: &Store) -> Vec<Key> {
         | Write::RemoveNode { .. }
         | Write::UpdateCluster { .. }
         | Write::CreateObject { .. }
+        | Write::ResealSecret { .. }
         | Write::UpdateObject { .. }
         | Write::RemoveObject { .. } => None,
     };

@@ -19,7 +19,7 @@ fn carry_out(store: &mut Store, epoch: u64, write: &Write) -> Result<u64, String
 
 fn create_write(kind: Kind, id: ObjectId, name: &str) -> Write {
     let spec = format!(r#"{{"Name":"{name}"}}"#);
-    Write::CreateObject { kind, id, spec, data: vec![1; SEAL_BYTES + 1] }
+    Write::CreateObject { kind, id, spec, data: vec![1; SEAL_BYTES + 1], edition: 1 }
 }
 
 fn service_write(id: u128, secret: ObjectId, name: &str) -> Write {
@@ -51,6 +51,7 @@ fn what_is_too_large_or_too_much_is_refused() {
         id: ObjectId(id),
         spec: format!(r#"{{"Name":"c{id}"}}"#),
         data: vec![0; bytes],
+        edition: 0,
     };
     let limit = "config data must be larger than 0 and less than 512000 bytes";
     assert_eq!(carry_out(&mut store, 1, &with(1, 0)), Err(limit.to_owned()));
@@ -60,6 +61,7 @@ fn what_is_too_large_or_too_much_is_refused() {
         id: ID,
         spec: r#"{"Name":"s"}"#.to_owned(),
         data: vec![0; SEAL_BYTES],
+        edition: 1,
     };
     assert!(carry_out(&mut store, 1, &empty).unwrap_err().starts_with("secret data must be larger than 0"));
     let fit = DATA_BYTES_TOTAL_MAX / (DATA_BYTES_LIMIT - 1);
@@ -139,7 +141,8 @@ fn of_two_with_one_name_the_late_one_goes() {
     let late = ObjectId(6);
     for kind in [Kind::Secret, Kind::Config] {
         let (created, updated) = (NOW, NOW);
-        let head = ObjectHead { index: 1, created, updated, name: "sec1".to_owned(), spec: "{}".to_owned() };
+        let head =
+            ObjectHead { index: 1, created, updated, edition: 1, name: "sec1".to_owned(), spec: "{}".to_owned() };
         let value = Value::Object(Object { head, data: vec![1] });
         let stamp = Stamp { lineage: 0, epoch: 1, seq: 9 };
         store.put(Key::Object(kind, late), stamp, shoal_protocol::NodeId(2), Some(&value)).unwrap();
@@ -185,7 +188,7 @@ fn what_a_service_relies_on_is_of_the_present_epoch() {
 fn network_write(id: u128, name: &str, subnet: &str) -> Write {
     let config = if subnet.is_empty() { String::new() } else { format!(r#"{{"Subnet":"{subnet}"}}"#) };
     let spec = format!(r#"{{"Name":"{name}","Driver":"overlay","IPAM":{{"Config":[{config}]}}}}"#);
-    Write::CreateObject { kind: Kind::Network, id: ObjectId(id), spec, data: Vec::new() }
+    Write::CreateObject { kind: Kind::Network, id: ObjectId(id), spec, data: Vec::new(), edition: 0 }
 }
 
 #[test]

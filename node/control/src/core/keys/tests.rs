@@ -1,0 +1,171 @@
+use shoal_protocol::spec::NodeSpec;
+use shoal_protocol::token::RoleGrant;
+use shoal_protocol::value::NodeStatus;
+use shoal_protocol::{Key, ObjectId};
+
+use super::*;
+use crate::core::Event;
+use crate::core::testing::{Disk, ME, alone, at, run, watch};
+
+const OTHER: NodeId = NodeId(2);
+const SECRET: ObjectId = ObjectId(5);
+
+/// A manager that holds its leases, and its disk.
+fn holder() -> (Control, Disk) {
+    let (mut control, mut disk) = (alone(NodeStatus::default()), Disk::default());
+    run(&mut control, &mut disk, 0, 4_000);
+    (control, disk)
+}
+
+/// Lets a write through at a moment; returns what else was to be done in the next 100 ms.
+fn write(control: &mut Control, disk: &mut Disk, write: Write, ms: u64) -> Vec<Action> {
+    control.handle_event(Event::Request { request: ms, write }, at(ms));
+    let (answers, actions) = watch(control, disk, ms, 100);
+    assert!(matches!(answers[..], [(_, Ok(_))]), "{answers:?}");
+    actions
+}
+
+fn role_write(control: &Control, node: NodeId, role: Role) -> Write {
+    let version = control.store().node(node).unwrap().index;
+    let spec = serde_json::to_string(&NodeSpec { role, ..NodeSpec::default() }).unwrap();
+    Write::UpdateNode { id: node, version, spec }
+}
+
+fn next_edition(control: &Control) -> Write {
+    let mut cluster = control.store().cluster().unwrap().next_edition();
+    cluster.root_pem = format!("root {}", cluster.edition);
+    cluster.keys = [(ME, vec![1])].into();
+    Write::UpdateCluster { cluster }
+}
+
+#[test]
+fn a_manager_that_is_none_any_more_has_the_keys_replaced() {
+    let (mut control, mut disk) = holder();
+    let quiet = |actions: &[Action]| !actions.iter().any(|action| matches!(action, Action::Rotate));
+    let admitted = write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    assert!(quiet(&admitted) && !control.is_rotation_due());
+    assert!(!control.may_have_key(OTHER), "it is a worker");
+
+    let promotion = role_write(&control, OTHER, Role::Manager);
+    assert!(quiet(&write(&mut control, &mut disk, promotion, 4_200)));
+    assert!(control.store().cluster().unwrap().keys.contains_key(&OTHER), "it is noted before it has the key");
+    assert!(control.may_have_key(OTHER));
+
+    let demotion = role_write(&control, OTHER, Role::Worker);
+    let actions = write(&mut control, &mut disk, demotion, 4_400);
+    assert!(!quiet(&actions) && control.is_rotation_due());
+    assert!(!control.may_have_key(OTHER));
+    let (_, again) = watch(&mut control, &mut disk, 4_600, 1_200);
+    assert!(!quiet(&again), "it is asked for until it is done");
+
+    let rotation = next_edition(&control);
+    assert!(quiet(&write(&mut control, &mut disk, rotation, 6_000)));
+    assert!(!control.is_rotation_due() && control.is_outdated());
+    assert!(control.is_rotation_under_way(), "this node still has its old credential");
+    assert_eq!(control.store().cluster().unwrap().former_roots, [""]);
+    control.handle_event(Event::Granted(RoleGrant { role: Role::Manager, index: 1, edition: 2 }), at(6_200));
+    assert!(!control.is_outdated() && !control.is_rotation_under_way());
+}
+
+#[test]
+fn a_removed_manager_and_a_user_have_the_keys_replaced() {
+    let (mut control, mut disk) = holder();
+    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    assert!(!control.is_rotation_due());
+    write(&mut control, &mut disk, Write::RemoveNode { id: OTHER, force: true }, 4_200);
+    assert!(control.is_rotation_due());
+    let rotation = next_edition(&control);
+    write(&mut control, &mut disk, rotation, 4_400);
+    assert!(!control.is_rotation_due());
+    let wanted = ClusterObject { rotate: true, ..control.store().cluster().unwrap().clone() };
+    write(&mut control, &mut disk, Write::UpdateCluster { cluster: wanted }, 4_600);
+    assert!(control.is_rotation_due());
+}
+
+#[test]
+fn secrets_are_sealed_with_the_present_key_one_after_the_other() {
+    let (mut control, mut disk) = holder();
+    let sealed = |fill| vec![fill; shoal_protocol::object::SEAL_BYTES + 1];
+    for id in [SECRET, ObjectId(6)] {
+        let spec = format!(r#"{{"Name": "secret{}"}}"#, id.0);
+        let create = Write::CreateObject { kind: Kind::Secret, id, spec, data: sealed(1), edition: 1 };
+        assert_eq!(write(&mut control, &mut disk, create, 4_000 + id.0 as u64 * 100), []);
+    }
+    let version = control.store().object(Kind::Secret, SECRET).unwrap().index;
+    let rotation = next_edition(&control);
+    let actions = write(&mut control, &mut disk, rotation, 5_000);
+    let asked = |actions: &[Action], secret| actions.contains(&Action::Reseal { secret });
+    assert!(asked(&actions, SECRET) && !asked(&actions, ObjectId(6)));
+    let reseal = |id| Write::ResealSecret { id, edition: 2, data: sealed(2) };
+    assert!(asked(&write(&mut control, &mut disk, reseal(SECRET), 5_200), ObjectId(6)));
+    let head = control.store().object(Kind::Secret, SECRET).unwrap();
+    assert_eq!((head.edition, head.index), (2, version), "users do not see a change");
+    let done = write(&mut control, &mut disk, reseal(ObjectId(6)), 5_400);
+    assert!(!done.iter().any(|action| matches!(action, Action::Reseal { .. })));
+    // A second copy changes nothing, and other bytes of another length are no copy.
+    let again = Write::ResealSecret { id: SECRET, edition: 2, data: sealed(3) };
+    write(&mut control, &mut disk, again, 5_600);
+    assert_eq!(control.store().object_with_data(Kind::Secret, SECRET).unwrap().data, sealed(2));
+    let other = Write::ResealSecret { id: SECRET, edition: 3, data: vec![0; 7] };
+    control.handle_event(Event::Request { request: 9, write: other }, at(5_800));
+    assert!(run(&mut control, &mut disk, 5_800, 100)[0].1.is_err());
+}
+
+#[test]
+fn a_manager_that_is_not_noted_is_noted_by_itself() {
+    let (mut control, mut disk) = holder();
+    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    let mut cluster = control.store().cluster().unwrap().clone();
+    cluster.keys.remove(&OTHER);
+    write(&mut control, &mut disk, Write::UpdateCluster { cluster }, 4_200);
+    assert!(control.store().cluster().unwrap().keys.contains_key(&OTHER));
+    assert!(control.store().stamp(&Key::Cluster).is_some());
+}
+
+#[test]
+fn what_a_former_root_signed_says_nothing_beyond_the_record() {
+    let (mut control, mut disk) = holder();
+    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    let forged = RoleGrant { role: Role::Manager, index: u64::MAX, edition: 1 };
+    let (listed, stranger) = (OTHER, NodeId(9));
+    assert!(control.is_manager_by(listed, forged) && control.is_manager_by(stranger, forged), "the root can say so");
+    let rotation = next_edition(&control);
+    write(&mut control, &mut disk, rotation, 4_200);
+    assert!(!control.is_manager_by(listed, forged) && !control.is_manager_by(stranger, forged));
+    let genuine = RoleGrant { edition: 2, ..forged };
+    assert!(control.is_manager_by(listed, genuine) && control.is_manager_by(stranger, genuine));
+    let old = RoleGrant { role: Role::Manager, index: 1, edition: 1 };
+    assert!(control.is_manager_by(ME, old), "its record says so");
+}
+
+#[test]
+fn the_shells_are_told_whom_to_let_in() {
+    let (mut control, mut disk) = holder();
+    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    let rotation = next_edition(&control);
+    let actions = write(&mut control, &mut disk, rotation, 4_200);
+    let trusts: Vec<_> = actions
+        .into_iter()
+        .filter_map(|action| if let Action::Trust(trust) = action { Some(trust) } else { None })
+        .collect();
+    let [trust] = &trusts[..] else { panic!("{trusts:?}") };
+    assert_eq!((trust.edition, trust.root_pem.as_str(), &trust.former_roots[..]), (2, "root 2", &[String::new()][..]));
+    assert_eq!(trust.listed, [(ME, Role::Manager), (OTHER, Role::Worker)].into());
+}
+
+#[test]
+fn a_root_and_its_edition_change_together() {
+    let (mut control, mut disk) = holder();
+    let current = control.store().cluster().unwrap().clone();
+    for cluster in [
+        ClusterObject { root_pem: "another".to_owned(), ..current.clone() },
+        ClusterObject { edition: 2, ..current.clone() },
+        ClusterObject { edition: 3, root_pem: "another".to_owned(), ..current.clone() },
+        ClusterObject { id: shoal_protocol::ClusterId(9), ..current.clone() },
+        ClusterObject { index: 7, ..current },
+    ] {
+        control.handle_event(Event::Request { request: 1, write: Write::UpdateCluster { cluster } }, at(4_000));
+        let answers = run(&mut control, &mut disk, 4_000, 50);
+        assert!(matches!(answers[..], [(1, Err(_))]), "{answers:?}");
+    }
+}

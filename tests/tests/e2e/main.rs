@@ -13,6 +13,7 @@ mod events;
 mod failover;
 mod health;
 mod intruder;
+mod keys;
 mod outcasts;
 mod pauses;
 mod ports;

@@ -203,7 +203,7 @@ fn a_thief(lab: &Lab, secret: ObjectId) -> Result<()> {
     })
 }
 
-fn wall() -> WallTime {
+pub(crate) fn wall() -> WallTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     WallTime(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

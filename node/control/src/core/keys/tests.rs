@@ -1,11 +1,12 @@
 use shoal_protocol::spec::NodeSpec;
 use shoal_protocol::token::RoleGrant;
-use shoal_protocol::value::NodeStatus;
-use shoal_protocol::{Key, ObjectId};
+use shoal_protocol::value::{NodeStatus, Value};
+use shoal_protocol::{Key, ObjectId, Stamp};
 
 use super::*;
 use crate::core::Event;
 use crate::core::testing::{Disk, ME, alone, at, run, watch};
+use crate::store::Store;
 
 const OTHER: NodeId = NodeId(2);
 const SECRET: ObjectId = ObjectId(5);
@@ -168,4 +169,31 @@ fn a_root_and_its_edition_change_together() {
         let answers = run(&mut control, &mut disk, 4_000, 50);
         assert!(matches!(answers[..], [(1, Err(_))]), "{answers:?}");
     }
+}
+
+#[test]
+fn the_only_manager_with_the_keys_is_not_demoted() {
+    let (mut control, mut disk) = holder();
+    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    control.handle_event(Event::PeerUp { node: OTHER, granted: RoleGrant::first(Role::Manager) }, at(4_200));
+    let say = |control: &mut Control, role, seq| {
+        let said = NodeStatus { granted: RoleGrant::first(role), ..NodeStatus::default() };
+        let stamp = Stamp { lineage: 0, epoch: 1, seq };
+        let status = Store::seal(Key::NodeStatus(OTHER), stamp, OTHER, Some(&Value::NodeStatus(said))).unwrap();
+        control.store.merge(&status);
+    };
+    assert!(!control.is_key_lost(), "what has said nothing yet may have it");
+    say(&mut control, Role::Worker, 1);
+    assert!(control.is_key_lost(), "it was a worker when it last said what it has");
+    let demotion = role_write(&control, ME, Role::Worker);
+    control.handle_event(Event::Request { request: 1, write: demotion.clone() }, at(4_200));
+    let answers = run(&mut control, &mut disk, 4_200, 50);
+    let [(1, Err(refusal))] = &answers[..] else { panic!("{answers:?}") };
+    assert!(refusal.to_string().contains("the only manager with the keys"), "{refusal}");
+
+    say(&mut control, Role::Manager, 2);
+    assert!(!control.is_key_lost());
+    control.handle_event(Event::Request { request: 2, write: demotion }, at(4_300));
+    let answers = run(&mut control, &mut disk, 4_300, 50);
+    assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
 }

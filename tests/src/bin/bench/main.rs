@@ -1,8 +1,8 @@
 //! `scripts/bench`: the figures of docs/benchmarks.md, measured on real daemons.
 //!
 //! Every bench makes what it needs and takes it down. Results are JSON lines `{name,value,unit,peer,ratio,n}`: the median of
-//! `n` measurements; `peer` is the same figure of Docker Swarm if it was measured in the same run (`--swarm`), and `ratio`
-//! is value over peer.
+//! `n` measurements; `peer` is the same figure of Docker Swarm (`--swarm`) or HAProxy if it was measured in the same run, and
+//! `ratio` is value over peer.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +18,7 @@ mod alarms;
 mod control;
 mod failover;
 mod idle;
+mod ingress;
 mod load;
 mod swarm;
 
@@ -73,6 +74,8 @@ enum Name {
     FalseAlarmsLoss,
     /// Nodes that live and are called dead while each daemon pauses for 300 ms every 5 s
     FalseAlarmsPause,
+    /// A published port against HAProxy and against the tasks themselves, local and through the tunnel
+    Ingress,
     /// A node is killed under 200 requests a second through another
     LoadKill,
     /// A node's cable is cut under the same load
@@ -93,6 +96,11 @@ pub(crate) struct Printer {
 impl Printer {
     /// Prints one figure with the number of measurements behind it, and Swarm's if it is known.
     pub(crate) fn figure(&self, name: &str, value: f64, unit: &str, n: usize, peer: Option<f64>) {
+        self.against("Swarm", name, value, unit, n, peer);
+    }
+
+    /// Prints one figure, and its ratio to the same figure of somebody else.
+    pub(crate) fn against(&self, whom: &str, name: &str, value: f64, unit: &str, n: usize, peer: Option<f64>) {
         let ratio = peer.filter(|peer| *peer != 0.0).map(|peer| value / peer);
         match self.format {
             Format::Json => {
@@ -100,7 +108,7 @@ impl Printer {
                 println!("{line}");
             }
             Format::Text => {
-                let against = ratio.map(|ratio| format!("  ({ratio:.3} of Swarm)")).unwrap_or_default();
+                let against = ratio.map(|ratio| format!("  ({ratio:.3} of {whom})")).unwrap_or_default();
                 println!("{name:<36} {value:>12.3} {unit:<12} n={n}{against}");
             }
         }
@@ -194,6 +202,7 @@ fn run(args: &Args) -> Result<()> {
             Name::FailoverCut => failover(Loss::Cut)?,
             Name::FalseAlarmsLoss => alarms::false_alarms(&printer, &lab, Disturbance::Loss, args.duration)?,
             Name::FalseAlarmsPause => alarms::false_alarms(&printer, &lab, Disturbance::Pause, args.duration)?,
+            Name::Ingress => ingress::ingress(&printer, &lab)?,
             Name::LoadKill => load::under_load(&printer, &lab, Loss::Crash)?,
             Name::LoadCut => load::under_load(&printer, &lab, Loss::Cut)?,
         }

@@ -66,8 +66,20 @@ impl Driver {
 pub enum Layout {
     /// Each in a network namespace of its own, on a switch.
     Namespaces,
+    /// The same, with IPv6 addresses.
+    NamespacesV6,
     /// All in the present network namespace.
     Loopback,
+}
+
+impl Layout {
+    /// Returns whether each node has a network namespace of its own.
+    pub fn has_namespaces(self) -> bool {
+        match self {
+            Self::Namespaces | Self::NamespacesV6 => true,
+            Self::Loopback => false,
+        }
+    }
 }
 
 /// What a laboratory consists of.
@@ -157,7 +169,7 @@ impl Lab {
         for node in lab.nodes() {
             fs::create_dir_all(node.data_dir())?;
         }
-        if lab.config.layout == Layout::Namespaces {
+        if lab.config.layout.has_namespaces() {
             network::SHOAL.up(lab.config.nodes)?;
         }
         engine::up(&lab)?;
@@ -234,7 +246,7 @@ impl Lab {
     /// Returns the network namespace from which clients come: the switch, which no cut cable isolates.
     pub fn client_namespace(&self) -> Option<PathBuf> {
         match self.config.layout {
-            Layout::Namespaces => Some(http::namespace_path(&network::SHOAL.switch())),
+            Layout::Namespaces | Layout::NamespacesV6 => Some(http::namespace_path(&network::SHOAL.switch())),
             Layout::Loopback => None,
         }
     }
@@ -258,7 +270,7 @@ impl Lab {
 
     fn need_cables(&self) -> Result<()> {
         match self.config.layout {
-            Layout::Namespaces => Ok(()),
+            Layout::Namespaces | Layout::NamespacesV6 => Ok(()),
             Layout::Loopback => bail!("a laboratory on loopback has no cables"),
         }
     }
@@ -273,7 +285,7 @@ impl Lab {
             results.push(node.crash().map(|_| ()));
         }
         results.push(engine::down(self));
-        if self.config.layout == Layout::Namespaces {
+        if self.config.layout.has_namespaces() {
             results.push(network::SHOAL.down());
         }
         for node in self.nodes() {
@@ -349,6 +361,7 @@ impl Lab {
 fn address(layout: Layout, index: usize) -> IpAddr {
     match layout {
         Layout::Namespaces => IpAddr::V4(network::SHOAL.address(index)),
+        Layout::NamespacesV6 => IpAddr::V6(network::SHOAL.address_v6(index)),
         Layout::Loopback => IpAddr::V4(Ipv4Addr::new(127, 0, 0, u8::try_from(index).unwrap_or(u8::MAX))),
     }
 }

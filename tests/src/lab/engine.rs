@@ -59,7 +59,9 @@ pub(super) fn docker_host(node: Node<'_>) -> Option<String> {
     match (config.driver, config.layout) {
         (Driver::Embedded, _) => None,
         (Driver::Docker, Layout::Loopback) => config.docker_host.clone(),
-        (Driver::Docker, Layout::Namespaces) => Some(format!("unix://{}/docker.sock", directory(node))),
+        (Driver::Docker, Layout::Namespaces | Layout::NamespacesV6) => {
+            Some(format!("unix://{}/docker.sock", directory(node)))
+        }
     }
 }
 
@@ -120,7 +122,7 @@ fn docker(node: Node<'_>, args: &[&str]) -> Result<String> {
 }
 
 pub(super) fn has_own(lab: &Lab) -> bool {
-    lab.config.driver == Driver::Docker && lab.config.layout == Layout::Namespaces
+    lab.config.driver == Driver::Docker && lab.config.layout.has_namespaces()
 }
 
 fn directory(node: Node<'_>) -> String {

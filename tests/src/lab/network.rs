@@ -3,7 +3,7 @@
 //! Host *i* is the namespace `<prefix>-i`; its `eth0` is a cable to port `p<i>` of the namespace `<prefix>-sw`, in which two
 //! bridges are the two switches.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -67,6 +67,12 @@ impl Network {
         Ipv4Addr::new(10, self.subnet, 0, u8::try_from(index).unwrap_or(u8::MAX))
     }
 
+    /// Returns a host's other address.
+    pub fn address_v6(self, index: usize) -> Ipv6Addr {
+        let index = u16::try_from(index).unwrap_or(u16::MAX);
+        Ipv6Addr::new(0xfd00, self.subnet.into(), 0, 0, 0, 0, 0, index)
+    }
+
     /// Makes switches and `hosts` namespaces, all plugged into the first switch.
     pub fn up(self, hosts: usize) -> Result<()> {
         self.down()?;
@@ -78,6 +84,8 @@ impl Network {
         }
         let address = format!("{}/24", self.address(CLIENTS));
         self.ip_at_switch(&["addr", "add", &address, "dev", Side::First.bridge()])?;
+        let address = format!("{}/64", self.address_v6(CLIENTS));
+        self.ip_at_switch(&["addr", "add", &address, "dev", Side::First.bridge(), "nodad"])?;
         (1..=hosts).try_for_each(|index| self.lay_cable(index))
     }
 
@@ -92,6 +100,8 @@ impl Network {
         self.plug(index, Side::First)?;
         ip(&["-n", &name, "link", "set", "lo", "up"])?;
         ip(&["-n", &name, "addr", "add", &address, "dev", "eth0"])?;
+        let address = format!("{}/64", self.address_v6(index));
+        ip(&["-n", &name, "addr", "add", &address, "dev", "eth0", "nodad"])?;
         ip(&["-n", &name, "link", "set", "eth0", "up"])?;
         ip(&["-n", &name, "route", "add", "default", "via", &gateway])
     }

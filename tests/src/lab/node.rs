@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ impl Node<'_> {
     /// Returns the network namespace it lives in, if it has one of its own.
     pub fn namespace(self) -> Option<PathBuf> {
         match self.lab.config.layout {
-            Layout::Namespaces => Some(namespace_path(&network::SHOAL.namespace(self.index))),
+            Layout::Namespaces | Layout::NamespacesV6 => Some(namespace_path(&network::SHOAL.namespace(self.index))),
             Layout::Loopback => None,
         }
     }
@@ -175,7 +175,7 @@ impl Node<'_> {
         let mut arguments: Vec<String> = [
             ("--data-dir", text(self.data_dir())),
             ("--host", format!("unix://{}", text(self.socket()))),
-            ("--listen-addr", format!("{address}:{port}")),
+            ("--listen-addr", SocketAddr::new(address, port).to_string()),
             ("--advertise-addr", address.to_string()),
             ("--hostname", format!("n{}", self.index)),
             ("--driver", config.driver.name().to_owned()),
@@ -191,7 +191,7 @@ impl Node<'_> {
             arguments.push("--init".to_owned());
         } else if !config.bare {
             let role = if self.is_manager() { "manager" } else { "worker" };
-            let seed = format!("{}:{PORT}", self.lab.node(1).address());
+            let seed = SocketAddr::new(self.lab.node(1).address(), PORT).to_string();
             arguments.extend(["--join".to_owned(), seed, "--token-file".to_owned(), text(self.lab.token_file(role))]);
         }
         Ok(arguments)

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use shoal_tests::http;
-use shoal_tests::lab::{IMAGE, Lab, process};
+use shoal_tests::lab::{Driver, IMAGE, Lab, Layout, process};
 use shoal_tests::wait::wait_until;
 
-use crate::{PUBLISHED, WAIT, check, formed, wait_well};
+use crate::{PUBLISHED, WAIT, check, cluster, formed, wait_well};
 
 const PORT: u16 = 5353;
 const REPLICAS: usize = 6;
@@ -19,6 +19,15 @@ const RESEND: Duration = Duration::from_millis(100);
 #[test]
 fn datagrams_are_answered_through_every_node_while_a_task_dies() -> Result<()> {
     let cluster = formed(3)?;
+    check(&cluster, datagrams(&cluster))
+}
+
+/// Nodes that know each other by IPv6 addresses alone, and clients that have such: published ports of both kinds answer.
+#[test]
+fn published_ports_are_answered_over_ipv6() -> Result<()> {
+    let cluster = cluster(3, Driver::Embedded, |config| config.layout = Layout::NamespacesV6)?;
+    cluster.form()?;
+    cluster.load_image()?;
     check(&cluster, datagrams(&cluster))
 }
 
@@ -55,7 +64,12 @@ struct Client(UdpSocket);
 impl Client {
     fn new(lab: &Lab, node: std::net::IpAddr) -> Result<Self> {
         let socket = http::in_namespace(lab.client_namespace().as_deref(), || {
-            let socket = UdpSocket::bind(("0.0.0.0", 0)).context("bind")?;
+            let any: std::net::IpAddr = if node.is_ipv6() {
+                std::net::Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                std::net::Ipv4Addr::UNSPECIFIED.into()
+            };
+            let socket = UdpSocket::bind((any, 0)).context("bind")?;
             socket.connect(SocketAddr::new(node, PORT)).context("connect")?;
             Ok(socket)
         })?;

@@ -1,8 +1,8 @@
-//! HTTP/1.1 over the daemon's Unix socket, one connection per request.
+//! HTTP/1.1 over the daemon's Unix socket or TCP port, one connection per request.
 
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,13 +14,21 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use crate::error::CliError;
 
-/// How long connecting may take: the daemon is on this machine.
+mod target;
+mod tls;
+
+pub(crate) use target::{Target, TargetArgs};
+
+/// How long connecting may take, a handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the end of a connection may take to say why it came.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer may take to begin; writes wait while a lease changes hands.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long loading an image may take.
@@ -33,24 +41,18 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// A client of one daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
-    socket: PathBuf,
+    target: Target,
 }
 
 type RequestBody = BoxBody<Bytes, io::Error>;
 
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 impl Client {
-    /// Makes a client for a `unix://` address. Nothing is connected yet.
-    pub(crate) fn new(host: &str) -> Result<Self, CliError> {
-        match host.split_once("://") {
-            Some(("unix", path)) if path.starts_with('/') => Ok(Self { socket: PathBuf::from(path) }),
-            Some(("tcp" | "http" | "https" | "ssh", _)) => {
-                Err(CliError::Misused(format!("'{host}': only unix:// sockets are supported yet")))
-            }
-            None if host.starts_with('/') => Err(CliError::Misused(format!(
-                "'{host}' is not the address of a daemon: did you mean 'unix://{host}'?"
-            ))),
-            _ => Err(CliError::Misused(format!("'{host}' is not the address of a daemon: expected unix:///PATH"))),
-        }
+    /// Makes a client of a daemon. Nothing is read or connected yet.
+    pub(crate) fn new(target: Target) -> Self {
+        Self { target }
     }
 
     /// Gets an object.
@@ -95,31 +97,74 @@ impl Client {
         body: RequestBody,
         timeout: Duration,
     ) -> Result<Response<Incoming>, CliError> {
-        let unreachable = |source| CliError::Unreachable { socket: self.socket.clone(), source };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.socket))
-            .await
-            .map_err(|_| unreachable(io::ErrorKind::TimedOut.into()))?
-            .map_err(unreachable)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| CliError::Failed(format!("failed to speak to the daemon: {error}")))?;
-        tokio::spawn(async move {
-            // A broken connection shows as an error of the request that uses it.
-            let _ = connection.await;
-        });
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
+        let connection = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, "shoal")
+            .header(HOST, self.target.authority())
             .header(USER_AGENT, concat!("shoal/", env!("CARGO_PKG_VERSION")))
             .header(CONTENT_TYPE, "application/json")
             .body(body)
             .map_err(|error| CliError::Misused(format!("'{path}': {error}")))?;
         let response = tokio::time::timeout(timeout, sender.send_request(request))
             .await
-            .map_err(|_| CliError::Failed(format!("the daemon did not answer within {} s", timeout.as_secs())))?
-            .map_err(|error| CliError::Failed(format!("failed to speak to the daemon: {error}")))?;
+            .map_err(|_| CliError::Failed(format!("the daemon did not answer within {} s", timeout.as_secs())))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => {
+                // Why a daemon refuses a certificate is known to the connection, and only after the request was sent.
+                let ended = tokio::time::timeout(REASON_TIMEOUT, connection).await;
+                return Err(match ended {
+                    Ok(Ok(Err(reason))) => self.broken(&reason),
+                    Ok(_) | Err(_) => self.broken(&error),
+                });
+            }
+        };
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, CliError> {
+        let unreachable = |source| CliError::Unreachable { daemon: self.target.to_string(), source };
+        let connector = match &self.target {
+            Target::Tcp(_, Some(files)) => Some(TlsConnector::from(Arc::new(tls::config(files)?))),
+            Target::Tcp(_, None) | Target::Unix(_) => None,
+        };
+        let connect = async {
+            let (tcp, stream) = match &self.target {
+                Target::Unix(path) => {
+                    let stream: Box<dyn Stream> = Box::new(UnixStream::connect(path).await.map_err(unreachable)?);
+                    return Ok(stream);
+                }
+                Target::Tcp(tcp, tls) => {
+                    let address = (tcp.host.as_str(), tcp.port(tls.is_some()));
+                    (tcp, TcpStream::connect(address).await.map_err(unreachable)?)
+                }
+            };
+            let Some(connector) = connector else { return Ok(Box::new(stream) as Box<dyn Stream>) };
+            let name = tcp.host.clone().try_into();
+            let name = name.map_err(|_| CliError::Misused(format!("'{}' is no name of a host", tcp.host)))?;
+            let stream = connector.connect(name, stream).await.map_err(|error| self.broken(&error))?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
+        connected.unwrap_or_else(|_| Err(unreachable(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Says why a connection broke off.
+    fn broken(&self, error: &(dyn std::error::Error + 'static)) -> CliError {
+        let is_unread = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
+        let reason = match &self.target {
+            Target::Tcp(_, Some(files)) => tls::explain(error, files),
+            Target::Tcp(_, None) if is_unread => {
+                Some("it does not speak HTTP: does it want TLS, by --tlsverify?".to_owned())
+            }
+            Target::Tcp(_, None) | Target::Unix(_) => None,
+        };
+        let reason = reason.unwrap_or_else(|| error.to_string());
+        CliError::Failed(format!("failed to speak to the daemon at {}: {reason}", self.target))
     }
 }
 
@@ -195,14 +240,6 @@ impl<R: AsyncRead + Unpin> Body for ReaderBody<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_sockets_are_taken_for_a_daemon() {
-        assert!(Client::new("unix:///run/x.sock").is_ok());
-        for host in ["tcp://1.2.3.4:2375", "unix://relative", "/run/x.sock", ""] {
-            assert_eq!(Client::new(host).unwrap_err().exit_status(), 2, "{host}");
-        }
-    }
 
     #[test]
     fn reserved_characters_are_escaped() {

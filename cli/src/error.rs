@@ -1,7 +1,6 @@
 //! Why a command did not do what it was asked.
 
 use std::io;
-use std::path::PathBuf;
 
 use crate::template::TemplateError;
 
@@ -16,11 +15,11 @@ pub(crate) enum CliError {
         /// The daemon's words.
         message: String,
     },
-    /// Nobody answers on the socket.
-    #[error("cannot connect to the shoal daemon at unix://{}: {source}; {}", socket.display(), way_to(source))]
+    /// Nobody answers on the socket or port.
+    #[error("cannot connect to the shoal daemon at {daemon}: {source}; {}", way_to(source))]
     Unreachable {
-        /// The socket.
-        socket: PathBuf,
+        /// Where it should be.
+        daemon: String,
         /// What connecting said.
         source: io::Error,
     },
@@ -39,7 +38,7 @@ pub(crate) enum CliError {
 fn way_to(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => "are you root, or may you write to the socket?",
-        _ => "is shoald running, and does -H or SHOAL_HOST name its socket?",
+        _ => "is shoald running, and does -H, SHOAL_HOST or DOCKER_HOST name where it listens?",
     }
 }
 

@@ -31,22 +31,16 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::client::Client;
+use crate::client::{Client, TargetArgs};
 use crate::commands::Command;
 use crate::error::CliError;
-
-/// Where the daemon listens when neither flag nor variable say otherwise.
-const HOST_DEFAULT: &str = "unix:///run/shoal/shoal.sock";
-/// Names the daemon's socket where no flag does.
-const HOST_VARIABLE: &str = "SHOAL_HOST";
 
 /// Drive a shoal cluster
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, disable_help_subcommand = true)]
 struct Cli {
-    /// Daemon socket to connect to
-    #[arg(short = 'H', long, env = HOST_VARIABLE, default_value = HOST_DEFAULT, value_name = "unix://PATH")]
-    host: String,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -79,7 +73,7 @@ fn explain(mut error: clap::Error) -> clap::Error {
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
-    let client = Client::new(&cli.host)?;
+    let client = Client::new(cli.target.target(|name| std::env::var(name).ok())?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -30,8 +30,7 @@ fn directory() -> PathBuf {
 
 /// The help of every command that is shown, by the name of its file.
 fn helps() -> Vec<(String, String)> {
-    // The value of the variable is the environment's.
-    let mut root = crate::Cli::command().mut_arg("host", |argument| argument.hide_env_values(true));
+    let mut root = crate::Cli::command();
     root.build();
     let (mut helps, mut left) = (Vec::new(), vec![("shoal".to_owned(), root)]);
     while let Some((name, command)) = left.pop() {

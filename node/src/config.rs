@@ -6,13 +6,21 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Parser, ValueEnum};
+use shoal_protocol::endpoint::Endpoint;
 use shoal_protocol::subnet::Subnet;
+
+use crate::api::listen::TlsFiles;
 
 /// The port between nodes when none is named. Source: Docker Swarm.
 pub const PORT_DEFAULT: u16 = 2377;
 
 /// The API's socket when none is named.
 pub const HOST_DEFAULT: &str = "unix:///run/shoal/shoal.sock";
+
+/// Where certificates and keys for the API over TCP are when no flags name them. Docker: `~/.docker`.
+const TLSCACERT_DEFAULT: &str = "/etc/shoal/ca.pem";
+const TLSCERT_DEFAULT: &str = "/etc/shoal/cert.pem";
+const TLSKEY_DEFAULT: &str = "/etc/shoal/key.pem";
 
 /// Run a node of a shoal cluster
 #[derive(Debug, Clone, Parser)]
@@ -22,10 +30,34 @@ pub struct Config {
     #[arg(long, env = "SHOALD_DATA_DIR", default_value = "/var/lib/shoal", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// Socket of the API, as unix://PATH (may be repeated)
+    /// Socket or port of the API, as unix://PATH or tcp://HOST[:PORT] (may be repeated)
     #[arg(short = 'H', long = "host", env = "SHOALD_HOST", default_value = HOST_DEFAULT, value_name = "URL",
         value_delimiter = ',')]
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<Endpoint>,
+
+    /// Use TLS for the API over TCP; implied by --tlsverify
+    #[arg(long, env = "SHOALD_TLS", value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new())]
+    pub tls: bool,
+
+    /// Use TLS and let nobody in without a certificate that --tlscacert has signed
+    #[arg(long, env = "SHOALD_TLSVERIFY", value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new())]
+    pub tlsverify: bool,
+
+    /// Trust certificates of clients signed only by this CA [default: /etc/shoal/ca.pem]
+    #[arg(long, env = "SHOALD_TLSCACERT", value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
+
+    /// Path to TLS certificate file [default: /etc/shoal/cert.pem]
+    #[arg(long, env = "SHOALD_TLSCERT", value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+
+    /// Path to TLS key file [default: /etc/shoal/key.pem]
+    #[arg(long, env = "SHOALD_TLSKEY", value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
 
     /// Address and port on which other nodes reach this one
     #[arg(long, env = "SHOALD_LISTEN_ADDR", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_DEFAULT)),
@@ -114,25 +146,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// The path of a Unix socket, written `unix:///path`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host(pub PathBuf);
-
-impl FromStr for Host {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix://") {
-            Some(path) if path.starts_with('/') => Ok(Self(PathBuf::from(path))),
-            Some(_) => Err("the path of a socket must be absolute, such as unix:///run/shoal/shoal.sock".to_owned()),
-            None if text.starts_with("tcp://") => {
-                Err("the API over TCP is not supported yet; use unix://PATH".to_owned())
-            }
-            None => Err("expected unix://PATH".to_owned()),
-        }
-    }
-}
-
 /// An address with or without a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
@@ -188,7 +201,32 @@ impl Config {
         if !self.join.is_empty() && self.token.is_none() && self.token_file.is_none() {
             return Err("--join needs --token or --token-file".to_owned());
         }
+        self.validate_tls()
+    }
+
+    /// A flag that would change nothing is a mistake: whoever set it believes that it protects something.
+    fn validate_tls(&self) -> Result<(), String> {
+        let uses_tls = self.tls || self.tlsverify;
+        if uses_tls && !self.hosts.iter().any(|host| matches!(host, Endpoint::Tcp(_))) {
+            return Err("--tls and --tlsverify are for the API over TCP: --host names no tcp://HOST[:PORT]".to_owned());
+        }
+        if !uses_tls && (self.tlscert.is_some() || self.tlskey.is_some()) {
+            return Err("--tlscert and --tlskey need --tlsverify (or --tls)".to_owned());
+        }
+        if !self.tlsverify && self.tlscacert.is_some() {
+            return Err("--tlscacert needs --tlsverify: without it no certificate of a client is looked at".to_owned());
+        }
         Ok(())
+    }
+
+    /// Returns the certificates and keys of the API over TCP; `None` without TLS.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        let or = |file: &Option<PathBuf>, default: &str| file.clone().unwrap_or_else(|| default.into());
+        (self.tls || self.tlsverify).then(|| TlsFiles {
+            cert: or(&self.tlscert, TLSCERT_DEFAULT),
+            key: or(&self.tlskey, TLSKEY_DEFAULT),
+            client_ca: self.tlsverify.then(|| or(&self.tlscacert, TLSCACERT_DEFAULT)),
+        })
     }
 
     /// Returns the labels by key.
@@ -249,13 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_those_of_the_flags_or_in_the_usual_place() {
+        let files = |arguments: &[&str]| parse(&[&["-H", "tcp://"], arguments].concat()).unwrap().tls_files();
+        assert_eq!(files(&[]), None);
+        assert_eq!(files(&["--tls=false"]), None);
+        assert_eq!(files(&["--tls"]).unwrap().client_ca, None);
+        let usual = files(&["--tlsverify"]).unwrap();
+        assert_eq!(usual.cert, PathBuf::from("/etc/shoal/cert.pem"));
+        assert_eq!(usual.client_ca, Some("/etc/shoal/ca.pem".into()));
+        assert_eq!(files(&["--tlsverify", "--tlskey", "k"]).unwrap().key, PathBuf::from("k"));
+    }
+
+    #[test]
     fn what_cannot_work_is_refused() {
         for arguments in [
             &["--join", "10.0.0.1"][..],
             &["--token", "x"],
             &["--init", "--join", "10.0.0.1", "--token", "x"],
-            &["-H", "tcp://127.0.0.1:2375"],
+            &["-H", "http://127.0.0.1:2375"],
             &["-H", "unix://relative"],
+            &["--tlsverify"],
+            &["--tls"],
+            &["-H", "tcp://", "--tlscert", "x"],
+            &["-H", "tcp://", "--tls", "--tlscacert", "x"],
+            &["-H", "tcp://", "--tlsverify=maybe"],
             &["--advertise-addr", "0.0.0.0"],
             &["--advertise-addr", "host"],
             &["--label", "=x"],

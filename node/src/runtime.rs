@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::listen::Socket;
+use crate::api::listen::{Listening, Tls};
 use crate::api::{self, Engine, Hub, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
@@ -97,7 +97,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (disk, loaded) = disk::open(&config.data_dir)?;
     let mut signals = Signals::new()?;
     let (api_loop, mut commands) = Loop::new();
-    let sockets = config.hosts.iter().map(|host| Socket::bind(&host.0)).collect::<Result<Vec<_>, _>>()?;
+    let tls = open_tls(&config)?;
+    let mut sockets = Vec::new();
+    for host in &config.hosts {
+        sockets.push(Listening::open(host, tls.as_ref()).await?);
+    }
     let mut registry = Registry::default();
     let counters = ShellMetrics::register(&mut registry);
     let metrics = Arc::new(Metrics::new(registry));
@@ -136,6 +140,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     outcome?;
     tracing::info!("ended; tasks keep running and are adopted at the next start");
     Ok(())
+}
+
+/// Reads what the API over TCP is secured with; says so where its certificate has ended.
+fn open_tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let Some(files) = config.tls_files() else { return Ok(None) };
+    let tls = Tls::read(&files)?;
+    if let Some(expires) = tls.expires.filter(|expires| *expires <= clock::now().wall) {
+        tracing::error!(%expires, file = %files.cert.display(), "the certificate of --tlscert has ended: clients refuse it");
+    }
+    Ok(Some(tls))
 }
 
 /// What this node says of itself before it is a member.

@@ -202,22 +202,62 @@ async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
 /// A daemon of this repository in front of an engine, in no cluster.
 struct Daemon {
     process: std::process::Child,
-    socket: PathBuf,
+    /// What tells Docker's client the way to it.
+    way: Vec<String>,
     _dir: tempfile::TempDir,
 }
 
 impl Daemon {
+    /// One that listens on a Unix socket.
     fn start(engine: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let socket = dir.path().join("shoal.sock");
+        let host = format!("unix://{}", dir.path().join("shoal.sock").display());
+        let way = vec!["--host".to_owned(), host];
+        Self::start_on(engine, &way, way.clone(), dir)
+    }
+
+    /// One that listens on a TCP port for clients with a certificate.
+    fn start_on_tcp(engine: &str) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let mut params = rcgen::CertificateParams::new([])?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "ca");
+        let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
+        std::fs::write(path("ca"), ca.pem())?;
+        for (name, usage) in [
+            ("server", rcgen::ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", rcgen::ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
+            let (key, mut params) =
+                (rcgen::KeyPair::generate()?, rcgen::CertificateParams::new(["localhost".to_owned()])?);
+            params.extended_key_usages = vec![usage];
+            std::fs::write(path(name), params.signed_by(&key, &ca)?.pem())?;
+            std::fs::write(path(&format!("{name}-key")), key.serialize_pem())?;
+        }
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let way = |of: &str| {
+            let flags = [
+                ("--host", format!("tcp://localhost:{port}")),
+                ("--tlscacert", path("ca")),
+                ("--tlscert", path(of)),
+                ("--tlskey", path(&format!("{of}-key"))),
+            ];
+            let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+            flags.chain(["--tlsverify".to_owned()]).collect::<Vec<_>>()
+        };
+        let (server, client) = (way("server"), way("client"));
+        Self::start_on(engine, &server, client, dir)
+    }
+
+    fn start_on(engine: &str, flags: &[String], way: Vec<String>, dir: tempfile::TempDir) -> anyhow::Result<Self> {
         let process = Command::new(env!("CARGO_BIN_EXE_shoald"))
             .args(["--driver", "docker", "--docker-host", engine, "--listen-addr", "127.0.0.1:0", "--multicast=false"])
             .arg("--data-dir")
             .arg(dir.path().join("data"))
-            .arg("--host")
-            .arg(format!("unix://{}", socket.display()))
+            .args(flags)
             .spawn()?;
-        let daemon = Self { process, socket, _dir: dir };
+        let daemon = Self { process, way, _dir: dir };
         let deadline = std::time::Instant::now() + CALL_MAX;
         while daemon.docker(&["version"]).output()?.status.code() != Some(0) {
             ensure!(std::time::Instant::now() < deadline, "the daemon does not answer");
@@ -230,7 +270,7 @@ impl Daemon {
     fn docker(&self, arguments: &[&str]) -> Command {
         // A client that waits for ever is a failure, not a hanging test.
         let mut command = Command::new("timeout");
-        command.args(["60", "docker", "-H"]).arg(format!("unix://{}", self.socket.display())).args(arguments);
+        command.args(["60", "docker"]).args(&self.way).args(arguments);
         command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CLI_HINTS", "false").stdin(std::process::Stdio::null());
         command
     }
@@ -270,8 +310,16 @@ fn fed(mut command: Command, input: &[u8]) -> anyhow::Result<String> {
 
 #[test]
 fn dockers_client_drives_the_engine_through_the_node() -> anyhow::Result<()> {
-    let host = engine_host()?;
-    let (daemon, image) = (Daemon::start(&host)?, TestImage::build()?);
+    drives_the_engine(&Daemon::start(&engine_host()?)?)
+}
+
+#[test]
+fn dockers_client_drives_the_engine_through_the_node_over_tcp() -> anyhow::Result<()> {
+    drives_the_engine(&Daemon::start_on_tcp(&engine_host()?)?)
+}
+
+fn drives_the_engine(daemon: &Daemon) -> anyhow::Result<()> {
+    let image = TestImage::build()?;
     let name = format!("shoal-pass-{}", std::process::id());
     let tag = format!("{name}:built");
 
@@ -320,8 +368,16 @@ fn dockers_client_drives_the_engine_through_the_node() -> anyhow::Result<()> {
 
 #[test]
 fn output_is_followed_through_the_node_until_the_container_ends() -> anyhow::Result<()> {
-    let host = engine_host()?;
-    let (daemon, image) = (Daemon::start(&host)?, TestImage::build()?);
+    follows_output(&Daemon::start(&engine_host()?)?)
+}
+
+#[test]
+fn output_is_followed_through_the_node_over_tcp() -> anyhow::Result<()> {
+    follows_output(&Daemon::start_on_tcp(&engine_host()?)?)
+}
+
+fn follows_output(daemon: &Daemon) -> anyhow::Result<()> {
+    let image = TestImage::build()?;
     let name = format!("shoal-follow-{}", std::process::id());
     fed(daemon.docker(&["load", "-q"]), &image.archive)?;
     daemon.ok(&["create", "-i", "--name", &name, &image.reference, "sh", "-c", "read line; echo heard $line"])?;

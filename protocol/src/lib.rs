@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod discovery;
+pub mod endpoint;
 pub mod id;
 pub mod lease;
 pub mod message;

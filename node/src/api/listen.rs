@@ -1,34 +1,41 @@
-//! The Unix sockets on which the API is served.
+//! The Unix sockets and TCP ports on which the API is served.
+//!
+//! Whoever is let in may do everything: there is one API, and it is root's. So a TCP port either asks clients for a
+//! certificate or is open to this machine alone.
 
 use std::fs;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use shoal_protocol::endpoint::{Endpoint, TcpEndpoint};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
-/// Connections to one socket at once; further ones wait in the kernel's queue.
+mod browser;
+mod connection;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use connection::Connection;
+pub use connection::Hangup;
+pub use tcp::TcpSocket;
+pub use tls::{Tls, TlsError, TlsFiles};
+
+/// Connections to one socket or port at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1024;
 /// Members of this group may use the API without being root.
 const GROUP: &str = "shoal";
 /// Read and write for owner and group.
 const MODE: u32 = 0o660;
-/// How often a client that sends nothing any more is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Why a socket could not be opened. Nothing was removed that anyone uses.
+/// Why a socket or port could not be opened. Nothing was removed that anyone uses.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another daemon answers there.
@@ -45,6 +52,67 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
+    /// The system refused a port, or there is no such name.
+    #[error("tcp://{endpoint}: {source}")]
+    Tcp {
+        /// The port.
+        endpoint: TcpEndpoint,
+        /// Why.
+        source: io::Error,
+    },
+    /// Everybody could use the API.
+    #[error(
+        "tcp://{endpoint}: whoever reaches {address} would be root on this machine{}: use --tlsverify with --tlscacert, \
+         --tlscert and --tlskey, or listen on a loopback address such as tcp://127.0.0.1, which others reach by \
+         'ssh -L'",
+        if *with_tls { ", as TLS without --tlsverify asks nobody who he is" } else { "" }
+    )]
+    Open {
+        /// The port.
+        endpoint: TcpEndpoint,
+        /// What its name stands for.
+        address: std::net::SocketAddr,
+        /// Whether there is TLS at least.
+        with_tls: bool,
+    },
+}
+
+/// An open socket or port.
+pub enum Listening {
+    /// A Unix socket.
+    Unix(Socket),
+    /// A TCP port.
+    Tcp(Box<TcpSocket>),
+}
+
+impl Listening {
+    /// Opens a socket or port; TLS is for ports. Says in the log what is open to all users of this machine.
+    pub async fn open(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Self, ListenError> {
+        let tcp = match endpoint {
+            Endpoint::Unix(path) => return Socket::bind(path).map(Self::Unix),
+            Endpoint::Tcp(tcp) => tcp,
+        };
+        let socket = TcpSocket::bind(tcp, tls).await?;
+        match tls {
+            None => tracing::warn!(%endpoint, "the API is open to every user of this machine, who is root by it"),
+            Some(tls) if !tls.verifies => {
+                tracing::warn!(%endpoint, "the API asks clients for no certificate: every user of this machine is root by it");
+            }
+            Some(_) => tracing::info!(%endpoint, "the API is open to clients with a certificate of --tlscacert"),
+        }
+        Ok(Self::Tcp(Box::new(socket)))
+    }
+
+    /// Serves the API until `shutdown` resolves and the requests under way are answered.
+    pub async fn serve<F>(self, router: Router, shutdown: F) -> io::Result<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match self {
+            Self::Unix(socket) => socket.serve(router, shutdown).await,
+            Self::Tcp(socket) => socket.serve(router, shutdown).await,
+        }
+    }
 }
 
 /// An open socket; its file goes away with it.
@@ -121,13 +189,13 @@ fn group_id(name: &str) -> Option<u32> {
 }
 
 impl Listener for Socket {
-    type Io = Connection;
+    type Io = Connection<UnixStream>;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Connection<UnixStream>, SocketAddr) {
         let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Connection { stream: Arc::new(stream), _permit: permit }, address)
+        (Connection::new(stream, permit), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -135,117 +203,8 @@ impl Listener for Socket {
     }
 }
 
-/// A connection that gives its place back when it closes.
-pub struct Connection {
-    stream: Arc<UnixStream>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(context))?;
-            match self.stream.try_read(buffer.initialize_unfilled()) {
-                Ok(count) => {
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl Connection {
-    fn poll_with(
-        &self,
-        context: &mut Context<'_>,
-        mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(context))?;
-            match write(&self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_with(context, |stream| stream.try_write(bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_with(context, |stream| stream.try_write_vectored(parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(rustix::net::shutdown(&self.stream, Shutdown::Write).map_err(io::Error::from))
-    }
-}
-
-/// Tells whether a client is gone, which reading does not: the end of what it sends looks the same.
-#[derive(Debug, Clone)]
-pub struct Hangup(Weak<UnixStream>);
-
 impl Connected<IncomingStream<'_, Socket>> for Hangup {
     fn connect_info(stream: IncomingStream<'_, Socket>) -> Self {
-        Self(Arc::downgrade(&stream.io().stream))
-    }
-}
-
-impl Hangup {
-    /// Returns when the client has closed its end as a whole, or this end is closed.
-    pub(super) async fn gone(&self) {
-        while !self.is_gone() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        let Some(stream) = self.0.upgrade() else { return true };
-        let mut found = [PollFd::new(&stream, PollFlags::empty())];
-        let polled = rustix::event::poll(&mut found, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        polled.is_ok() && found[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_is_replaced_only_when_nobody_answers() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run/shoal.sock");
-        let socket = Socket::bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
-        assert!(matches!(Socket::bind(&path), Err(ListenError::InUse(_))));
-        // A daemon that was killed leaves the file behind.
-        let Socket { listener, file, .. } = socket;
-        std::mem::forget(file);
-        drop(listener);
-        let socket = Socket::bind(&path).unwrap();
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        drop(socket);
-        assert!(!path.exists());
-        fs::write(&path, "").unwrap();
-        assert!(matches!(Socket::bind(&path), Err(ListenError::NotASocket(_))));
-        assert!(path.exists());
+        stream.io().hangup()
     }
 }

@@ -101,12 +101,22 @@ impl Node<'_> {
 
     /// As [`Node::start`], on another port than the one that its peers remember.
     pub fn start_on(self, port: u16) -> Result<()> {
+        self.start_as(port, &[])
+    }
+
+    /// As [`Node::start`], with more flags.
+    pub fn start_with(self, flags: &[String]) -> Result<()> {
+        self.start_as(PORT, flags)
+    }
+
+    fn start_as(self, port: u16, flags: &[String]) -> Result<()> {
         if self.daemon().is_some() {
             bail!("node {} runs already", self.index);
         }
         engine::start(self)?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command_on(port)?;
+        command.args(flags);
         // A process group of its own: an interrupt at the terminal is for whoever runs the laboratory, who cleans up.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;

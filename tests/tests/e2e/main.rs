@@ -21,6 +21,7 @@ mod rejoin;
 mod roles;
 mod secrets;
 mod strangers;
+mod tcp;
 mod udp;
 mod updates;
 mod watch;

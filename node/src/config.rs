@@ -11,6 +11,8 @@ use shoal_protocol::subnet::Subnet;
 
 use crate::api::listen::TlsFiles;
 
+pub mod file;
+
 /// The port between nodes when none is named. Source: Docker Swarm.
 pub const PORT_DEFAULT: u16 = 2377;
 
@@ -22,10 +24,21 @@ const TLSCACERT_DEFAULT: &str = "/etc/shoal/ca.pem";
 const TLSCERT_DEFAULT: &str = "/etc/shoal/cert.pem";
 const TLSKEY_DEFAULT: &str = "/etc/shoal/key.pem";
 
+/// What help says of the ways to call the daemon that are no flags.
+const AFTER_HELP: &str = "'shoald config' prints the configuration that these flags, variables and the file lead to.";
+
 /// Run a node of a shoal cluster
 #[derive(Debug, Clone, Parser)]
-#[command(name = "shoald", version, max_term_width = 100)]
+#[command(name = "shoald", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Config {
+    /// File that sets what no flag and no variable does [default: /etc/shoal/shoald.toml if it is there]
+    #[arg(long = "config", id = "config", env = "SHOALD_CONFIG", value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub validate: bool,
+
     /// Directory of this node's identity, state, images and containers
     #[arg(long, env = "SHOALD_DATA_DIR", default_value = "/var/lib/shoal", value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -121,6 +134,23 @@ pub struct Config {
     /// How it is logged
     #[arg(long, env = "SHOALD_LOG_FORMAT", default_value = "text", value_enum)]
     pub log_format: LogFormat,
+}
+
+/// Print the configuration of a daemon that is started with the same flags, variables and file
+#[derive(Debug, Clone, Parser)]
+#[command(name = "shoald config", version, max_term_width = 100)]
+pub struct ShowConfig {
+    /// Check the configuration instead, as 'shoald --validate' does
+    #[arg(long)]
+    pub check: bool,
+
+    #[command(flatten)]
+    config: Config,
+}
+
+impl ShowConfig {
+    /// The word that asks for it.
+    pub const SUBCOMMAND: &str = "config";
 }
 
 /// What runs the containers.
@@ -314,7 +344,7 @@ mod tests {
             &["--advertise-addr", "0.0.0.0"],
             &["--advertise-addr", "host"],
             &["--label", "=x"],
-            &["--config", "file"],
+            &["--config"],
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }

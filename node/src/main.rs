@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use shoal_node::config::{Config, LogFormat};
+use clap::CommandFactory;
+use shoal_node::api::listen::Tls;
+use shoal_node::config::file::{LoadError, Loaded, load};
+use shoal_node::config::{Config, LogFormat, ShowConfig};
 use tracing_subscriber::EnvFilter;
 
 /// Worker threads of the daemon: it waits more than it computes, and each thread costs memory.
@@ -17,11 +19,47 @@ fn main() -> ExitCode {
         Some(shoal_node::supervisor::check::SUBCOMMAND) => return shoal_node::supervisor::check::main(arguments),
         Some(_) | None => {}
     }
-    let config = Config::parse();
-    if let Err(error) = config.validate() {
-        eprintln!("shoald: {error}");
+    let shows = std::env::args_os().nth(1).is_some_and(|first| first == ShowConfig::SUBCOMMAND);
+    let loaded = if shows {
+        // What follows are the daemon's flags.
+        let program = std::iter::once("shoald config".into());
+        load(ShowConfig::command(), program.chain(std::env::args_os().skip(2)).collect())
+    } else {
+        load(Config::command(), std::env::args_os().collect())
+    };
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(LoadError::CommandLine(error)) => error.exit(),
+        Err(error) => {
+            eprintln!("shoald: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if loaded.config.validate || shows {
+        return show(&loaded, shows);
+    }
+    run(loaded.config)
+}
+
+/// Checks a configuration and prints it, or that it is well.
+fn show(loaded: &Loaded, wants_text: bool) -> ExitCode {
+    let config = &loaded.config;
+    if let Err(error) =
+        filter(config).and_then(|_| Ok(config.tls_files().map(|files| Tls::read(&files)).transpose()?))
+    {
+        eprintln!("shoald: {error:#}");
         return ExitCode::from(2);
     }
+    if wants_text && !loaded.is_check() {
+        // Whoever closes the pipe has read enough.
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), loaded.effective().as_bytes());
+    } else {
+        eprintln!("configuration OK");
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(config: Config) -> ExitCode {
     if let Err(error) = log_to_stderr(&config) {
         eprintln!("shoald: {error:#}");
         return ExitCode::from(2);
@@ -47,11 +85,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+/// Reads what is to be logged.
+fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
     let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|error| anyhow::anyhow!("--log-level {}: {error}", config.log_level))?
-        // It warns of every cgroup controller that a machine lacks, for every container.
-        .add_directive("libcgroups=error".parse()?);
+        .map_err(|error| anyhow::anyhow!("--log-level {}: {error}", config.log_level))?;
+    // It warns of every cgroup controller that a machine lacks, for every container.
+    Ok(filter.add_directive("libcgroups=error".parse()?))
+}
+
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let filter = filter(config)?;
     let ansi = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     match config.log_format {

@@ -53,7 +53,7 @@ pub enum ListenError {
         source: io::Error,
     },
     /// The system refused a port, or there is no such name.
-    #[error("tcp://{endpoint}: {source}")]
+    #[error("failed to listen on tcp://{endpoint}")]
     Tcp {
         /// The port.
         endpoint: TcpEndpoint,

@@ -183,6 +183,8 @@ impl Node<'_> {
         let address = self.address();
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let mut arguments: Vec<String> = [
+            // Whatever is set for a daemon of this machine is not for these.
+            ("--config", "/dev/null".to_owned()),
             ("--data-dir", text(self.data_dir())),
             ("--host", format!("unix://{}", text(self.socket()))),
             ("--listen-addr", SocketAddr::new(address, port).to_string()),

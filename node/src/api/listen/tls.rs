@@ -30,7 +30,7 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file could not be read.
-    #[error("{what} {path}: {source}")]
+    #[error("{what} {path}")]
     Unreadable {
         /// Which flag names the file.
         what: &'static str,

@@ -143,9 +143,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError>;
 }
 
-/// Marks a request that came from another node: it is never passed on to the engine behind this one.
+/// Marks a request that came from another node, and from which: it is never passed on to the engine behind this one.
 #[derive(Debug, Clone, Copy)]
-pub struct FromPeer;
+pub struct FromPeer(pub NodeId);
 
 /// What every handler has at hand. Cheap to clone.
 #[derive(Clone)]
@@ -175,6 +175,7 @@ fn routes() -> Router<Api> {
         .route("/events", get(events::show))
         .route("/metrics", get(metrics::show))
         .route("/shoal/status", get(system::status))
+        .route("/shoal/self/{what}", post(nodes::change_self))
         .route("/distribution/{*image}", get(unsupported::distribution))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
@@ -209,6 +210,14 @@ fn routes() -> Router<Api> {
         .route("/volumes", get(volumes::list))
         .route("/volumes/{name}", get(volumes::inspect))
         .route("/system/df", get(usage::show))
+}
+
+/// Returns what a refusal says.
+pub async fn read_refusal(response: Response) -> String {
+    let status = response.status();
+    let body = axum::body::to_bytes(response.into_body(), BODY_BYTES_MAX).await.unwrap_or_default();
+    let value = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
+    value["message"].as_str().map_or_else(|| status.to_string(), str::to_owned)
 }
 
 /// An empty body, for requests and answers that have none.

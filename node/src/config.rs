@@ -127,6 +127,17 @@ pub struct Config {
     #[arg(long, env = "SHOALD_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
+    /// On SIGTERM, drain this node first: its tasks start on other nodes; the next start makes it active again
+    #[arg(long, env = "SHOALD_DRAIN_ON_EXIT", value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new())]
+    pub drain_on_exit: bool,
+
+    /// How long --drain-on-exit waits until no task is left
+    #[arg(long, env = "SHOALD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub drain_timeout: u64,
+
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,shoal_node::swarm=debug
     #[arg(long, env = "SHOALD_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     pub log_level: String,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
+use shoal_control::departure::End;
 use shoal_protocol::Time;
 use shoal_protocol::value::NodeStatus;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +27,7 @@ use crate::ingress::metrics::IngressMetrics;
 pub mod backend;
 pub mod clock;
 pub mod command;
+mod departing;
 mod files;
 mod finding;
 mod health;
@@ -48,6 +50,9 @@ use membership::Stored;
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
 const FAREWELL: Duration = Duration::from_millis(300);
 
+/// How long it may take to end once nothing is waited for, as the service manager is told.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
 /// The daemon between its start and its end.
 struct Daemon {
     config: Config,
@@ -63,6 +68,8 @@ struct Daemon {
     metrics: ShellMetrics,
     member: Option<Member>,
     joining: Option<Joining>,
+    /// Whether the daemon was told to end and drains the node before it does.
+    leaving: bool,
 }
 
 /// What the shells count, over all clusters that this daemon is in one after another.
@@ -176,8 +183,21 @@ impl Daemon {
     ) -> Self {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
-        let (member, joining) = (None, None);
-        Self { config, advertised, disk, incarnation, settings, engine, events, router, metrics, member, joining }
+        let (member, joining, leaving) = (None, None, false);
+        Self {
+            config,
+            advertised,
+            disk,
+            incarnation,
+            settings,
+            engine,
+            events,
+            router,
+            metrics,
+            member,
+            joining,
+            leaving,
+        }
     }
 
     async fn start(&mut self, loaded: Loaded) -> anyhow::Result<()> {
@@ -239,7 +259,8 @@ impl Daemon {
                     member.tick();
                 }
             }
-            Input::Terminate => return Ok(false),
+            Input::Terminate if self.leaving || !self.begins_to_leave() => return Ok(false),
+            Input::Terminate => {}
         }
         let removed = match &mut self.member {
             Some(member) => member.perform().await,
@@ -249,7 +270,36 @@ impl Daemon {
             tracing::warn!("this node was removed from the cluster: its tasks are stopped and its membership ends");
             self.end_membership().await;
         }
-        Ok(true)
+        Ok(!self.leaving || !self.has_left())
+    }
+
+    /// Begins to give the node's tasks to others, if that is wanted. Returns whether there is something to wait for.
+    fn begins_to_leave(&mut self) -> bool {
+        let wait = Duration::from_secs(self.config.drain_timeout);
+        match &mut self.member {
+            Some(member) if self.config.drain_on_exit => member.depart(wait),
+            Some(_) | None => return false,
+        }
+        tracing::info!(?wait, "told to end: draining this node first; a second signal ends the daemon at once");
+        // What the service manager grants by itself may be less.
+        let limit = (wait + STOP_LIMIT).as_micros();
+        let _ = machine::notify(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={limit}"));
+        self.leaving = true;
+        true
+    }
+
+    /// Returns whether nothing is waited for any more, and says what came of it.
+    fn has_left(&self) -> bool {
+        let Some(member) = &self.member else { return true };
+        match member.may_end() {
+            None => return false,
+            Some(End::Empty) => tracing::info!("no task is left on this node"),
+            Some(End::Alone) => tracing::warn!("no other node takes tasks: those of this node go on without a daemon"),
+            Some(End::Late(tasks)) => {
+                tracing::warn!(tasks, "tasks are left on this node though it was drained for --drain-timeout");
+            }
+        }
+        true
     }
 
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> Input {

@@ -32,6 +32,7 @@ pub mod registry;
 mod commit;
 mod holds;
 mod keys;
+mod leaving;
 mod local;
 mod messages;
 mod news;

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod balance;
 pub mod core;
+pub mod departure;
 pub mod discovery;
 pub mod flows;
 pub mod lease;

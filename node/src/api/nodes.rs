@@ -1,15 +1,16 @@
 //! Nodes.
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::Deserialize;
+use shoal_control::departure::{self, Ask};
 use shoal_protocol::write::Write;
 
 use super::filters::Filters;
 use super::render::{self};
 use super::snapshot::{NodeView, Pick, Want};
-use super::{Api, ApiError, Snapshot, query};
+use super::{Api, ApiError, FromPeer, Snapshot, query};
 
 /// Keys that listings of nodes can be filtered by.
 const FILTERS: [&str; 6] = ["id", "label", "membership", "name", "node.label", "role"];
@@ -80,6 +81,25 @@ pub(super) async fn update(
     let (_, node) = api.node(&name).await?;
     let written = api.backend.write(Write::UpdateNode { id: node.id, version, spec: spec.to_owned() }).await?;
     api.wait_for_node(node.id, written.index).await;
+    Ok(StatusCode::OK)
+}
+
+/// `POST /shoal/self/drain` and `POST /shoal/self/resume`: what a node asks for itself and cannot ask for another one.
+pub(super) async fn change_self(
+    State(api): State<Api>,
+    Path(what): Path<String>,
+    peer: Option<Extension<FromPeer>>,
+) -> Result<StatusCode, ApiError> {
+    let ask = match what.as_str() {
+        "drain" => Ask::Drain,
+        "resume" => Ask::Resume,
+        _ => return Err(ApiError::not_found("page", &what)),
+    };
+    let Some(Extension(FromPeer(id))) = peer else { return Err(ApiError::not_found("page", &what)) };
+    let (_, node) = api.node(&id.to_string()).await?;
+    if let Some(spec) = departure::rewritten(ask, &node.object.spec, node.object.index) {
+        api.backend.write(Write::UpdateNode { id, version: node.object.index, spec }).await?;
+    }
     Ok(StatusCode::OK)
 }
 

@@ -162,6 +162,10 @@ fn is_boolean(argument: &Arg) -> bool {
     argument.get_value_parser().type_id() == TypeId::of::<bool>()
 }
 
+fn is_number(argument: &Arg) -> bool {
+    argument.get_value_parser().type_id() == TypeId::of::<u64>()
+}
+
 fn is_list(argument: &Arg) -> bool {
     matches!(argument.get_action(), ArgAction::Append)
 }
@@ -177,6 +181,11 @@ fn arguments(argument: &Arg, value: &DeValue<'_>) -> Result<Vec<String>, String>
             _ => vec![format!("--{key}={on}")],
         }),
         other if is_boolean(argument) => Err(wrong("true or false", other)),
+        DeValue::Integer(number) if is_number(argument) => match number.as_str().parse::<u64>() {
+            Ok(whole) if number.radix() == 10 => Ok(vec![format!("--{key}={whole}")]),
+            _ => Err(wrong("a whole number", value)),
+        },
+        other if is_number(argument) => Err(wrong("a whole number", other)),
         DeValue::Array(values) if is_list(argument) => values
             .iter()
             .map(|value| match value.get_ref() {
@@ -224,6 +233,8 @@ impl Loaded {
             let origin = self.origin(argument, key);
             let values: Vec<String> = if is_boolean(argument) {
                 self.matches.get_one::<bool>(id).map(bool::to_string).into_iter().collect()
+            } else if is_number(argument) {
+                self.matches.get_one::<u64>(id).map(u64::to_string).into_iter().collect()
             } else {
                 let raw = self.matches.get_raw(id).into_iter().flatten();
                 raw.map(|value| quoted(&value.to_string_lossy())).collect()
@@ -315,11 +326,20 @@ mod tests {
 
     #[test]
     fn what_is_printed_leads_to_the_same() {
-        let flags = ["--label", "a=\u{7f}\"q\\,b=", "--driver=embedded", "--tls", "-H", "tcp://,unix:///s"];
+        let flags = [
+            "--drain-timeout=7",
+            "--label",
+            "a=\u{7f}\"q\\,b=",
+            "--driver=embedded",
+            "--tls",
+            "-H",
+            "tcp://,unix:///s",
+        ];
         let first = loaded("", &flags, &[]).unwrap();
         let second = loaded(&first.effective(), &[], &[]).unwrap();
         assert_eq!(format!("{:?}", second.config.labels), format!("{:?}", first.config.labels));
         assert_eq!(second.config.hosts, first.config.hosts);
+        assert_eq!(second.config.drain_timeout, 7);
         assert_eq!((second.config.tls, second.config.driver), (true, first.config.driver));
     }
 
@@ -340,6 +360,8 @@ mod tests {
             ("[tls]\nverify = true", &[], "f.toml:1: 'tls' takes true or false, not a table"),
             ("multicast = 'no'", &[], "f.toml:1: 'multicast' takes true or false, not a string"),
             ("#\n#\nhostname = 7", &[], "f.toml:3: 'hostname' takes a string, not an integer"),
+            ("drain-timeout = '60s'", &[], "f.toml:1: 'drain-timeout' takes a whole number, not a string"),
+            ("drain-timeout = 0", &[], "f.toml:1: invalid value '0' for '--drain-timeout <SECONDS>'"),
             ("hostname = ['a']", &[], "f.toml:1: 'hostname' takes a string, not an array"),
             ("host = ['unix:///a', 1]", &[], "f.toml:1: 'host' takes strings, not an integer"),
             ("label = ['a=b,c']", &[], "f.toml:1: 'a=b,c' has a comma"),

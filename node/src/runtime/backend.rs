@@ -30,7 +30,7 @@ use crate::api::{
 };
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
-use crate::swarm::PeerStream;
+use crate::swarm::{PeerStream, SwarmHandle};
 
 /// The node behind its API.
 pub struct NodeBackend {
@@ -229,37 +229,49 @@ impl Backend for NodeBackend {
     }
 
     async fn forward(&self, node: NodeId, request: Request) -> Result<Response, ApiError> {
-        let unreachable =
-            |error: &dyn std::fmt::Display| ApiError::unavailable(format!("node {node} cannot be reached: {error}"));
-        let stream = self.shells().await?.swarm.open_api(node).await.map_err(|error| unreachable(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
-        tokio::spawn(async move {
-            // How it ends shows in the answer's body.
-            let _ = connection.await;
-        });
-        let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
-        Ok(response.map(axum::body::Body::new))
+        call_peer(&self.shells().await?.swarm, node, request).await
     }
 }
 
-/// Returns what another node may ask of this node's API: what tasks here have written and, as a manager, to take images in.
-/// Everything else it has in its own replica or sends to the holder of a lease.
+/// Sends a request to the API of another node. Returns once the answer has begun.
+pub(super) async fn call_peer(swarm: &SwarmHandle, node: NodeId, request: Request) -> Result<Response, ApiError> {
+    let unreachable =
+        |error: &dyn std::fmt::Display| ApiError::unavailable(format!("node {node} cannot be reached: {error}"));
+    let stream = swarm.open_api(node).await.map_err(|error| unreachable(&error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
+    tokio::spawn(async move {
+        // How it ends shows in the answer's body.
+        let _ = connection.await;
+    });
+    let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+    Ok(response.map(axum::body::Body::new))
+}
+
+/// Returns what another node may ask of this node's API: what tasks here have written, to be drained itself and to be taken
+/// in again after, and, as a manager, to take images in. Everything else it has in its own replica or sends to the holder of a lease.
 fn is_open_to_peers(method: &Method, path: &str, is_manager: bool) -> bool {
     let is_logs =
         path.strip_prefix("/tasks/").and_then(|rest| rest.strip_suffix("/logs")).is_some_and(|id| !id.contains('/'));
     match *method {
         Method::GET => is_logs,
-        Method::POST => is_manager && path == "/images/load",
+        Method::POST => {
+            matches!(path, "/shoal/self/drain" | "/shoal/self/resume") || is_manager && path == "/images/load"
+        }
         _ => false,
     }
 }
 
 /// Serves one connection of another node to this node's API.
-pub(super) async fn serve_peer(stream: PeerStream, router: Router, is_manager: bool) -> Result<(), hyper::Error> {
+pub(super) async fn serve_peer(
+    stream: PeerStream,
+    router: Router,
+    from: NodeId,
+    is_manager: bool,
+) -> Result<(), hyper::Error> {
     let guard = axum::middleware::from_fn(move |mut request: Request, next: axum::middleware::Next| async move {
         if is_open_to_peers(request.method(), request.uri().path(), is_manager) {
-            request.extensions_mut().insert(FromPeer);
+            request.extensions_mut().insert(FromPeer(from));
             next.run(request).await
         } else {
             ApiError::not_found("page", request.uri().path()).into_response()
@@ -283,6 +295,10 @@ mod tests {
             (Method::POST, "/images/load", false, false),
             (Method::POST, "/images/load", true, true),
             (Method::POST, "/services/create", true, false),
+            (Method::POST, "/shoal/self/drain", false, true),
+            (Method::POST, "/shoal/self/resume", false, true),
+            (Method::POST, "/shoal/self/promote", true, false),
+            (Method::POST, "/nodes/abc/update", true, false),
             (Method::DELETE, "/services/web", true, false),
         ] {
             assert_eq!(is_open_to_peers(&method, path, manager), want, "{method} {path} {manager}");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
+use shoal_control::departure::{Ask, End};
 use shoal_control::discovery;
 use shoal_control::task::DriverReport;
 use shoal_protocol::message::PeerMessage;
@@ -15,6 +16,7 @@ use shoal_protocol::{NodeId, TaskId, Time};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
+use super::departing::Departing;
 use super::files::FileAsk;
 use super::finding::Finder;
 use super::health::HealthMetrics;
@@ -49,6 +51,8 @@ pub(super) enum Happening {
     File(FileAsk),
     /// An attempt to renew this node's credential ended.
     Renewed(Box<Outcome>),
+    /// A manager has drained this node, or made it active again, because it asked; or why not.
+    Departing(Result<Ask, String>),
     PortErrors,
     /// A shell is gone, and nothing more comes from it: this daemon cannot go on.
     Ended(&'static str),
@@ -80,6 +84,7 @@ pub(super) struct Member {
     pub(super) gossip: Gossip,
     pub(super) finder: Finder,
     pub(super) renewing: Renewing,
+    pub(super) departing: Departing,
     /// Who seemed to be alive when gossip last said so.
     pub(super) gossiped: BTreeSet<NodeId>,
     /// The API, for calls of other nodes.
@@ -114,7 +119,8 @@ impl Member {
 
     /// Returns when [`Member::tick`] is due.
     pub(super) fn timeout(&self) -> Time {
-        let others = [Some(self.finder.timeout()), self.renewing.timeout()];
+        let departing = self.departing.timeout(&self.control);
+        let others = [Some(self.finder.timeout()), self.renewing.timeout(), departing];
         others.into_iter().flatten().fold(self.control.poll_timeout(), Time::min)
     }
 
@@ -131,6 +137,7 @@ impl Member {
             event = self.gossip_events.recv() => event.map_or(Happening::Ended("gossip"), Happening::Gossip),
             (node, address) = self.finder.next() => Happening::Heard(node, address),
             renewed = self.renewing.next() => Happening::Renewed(Box::new(renewed)),
+            answer = self.departing.next() => Happening::Departing(answer),
             Ok(()) = self.port_errors.changed() => Happening::PortErrors,
         }
     }
@@ -165,6 +172,7 @@ impl Member {
                     self.handle(Event::Granted(granted));
                 }
             }
+            Happening::Departing(answer) => self.departing.answered(answer, clock::now().time),
             Happening::PortErrors => {
                 let port_errors = by_number(&self.port_errors.borrow_and_update());
                 let status = self.control.own_status().clone();
@@ -240,7 +248,7 @@ impl Member {
         let is_manager = peer.is_some_and(|peer| self.control.is_manager_by(from, peer.granted));
         let router = self.router.clone();
         tokio::spawn(async move {
-            if let Err(error) = super::backend::serve_peer(stream, router, is_manager).await {
+            if let Err(error) = super::backend::serve_peer(stream, router, from, is_manager).await {
                 tracing::debug!(%from, %error, "a call of another node ended");
             }
         });
@@ -288,6 +296,7 @@ impl Member {
     pub(super) async fn perform(&mut self) -> bool {
         self.find(discovery::Event::Tick);
         self.renew_if_due();
+        self.depart_if_due();
         let mut removed = false;
         while let Some(action) = self.control.poll_action() {
             match action {
@@ -363,6 +372,21 @@ impl Member {
         let peers = known.iter().map(|(id, addresses)| KnownPeer { id: *id, addresses: addresses.clone() });
         self.peers.send_replace(peers.collect());
         self.swarm.set_peers(known);
+    }
+
+    /// Asks to be drained or taken in again, if it is time to.
+    fn depart_if_due(&mut self) {
+        self.departing.ask_if_due(&self.control, &self.router, &self.swarm, clock::now().time);
+    }
+
+    /// Begins to give this node's tasks to others, within a limit.
+    pub(super) fn depart(&mut self, wait: Duration) {
+        self.departing.leave(wait, clock::now().time);
+    }
+
+    /// Returns why a daemon that was told to end may do so, if it may.
+    pub(super) fn may_end(&self) -> Option<End> {
+        self.departing.end(&self.control, clock::now().time)
     }
 
     /// Says that this node goes away.

@@ -18,6 +18,7 @@ use shoal_protocol::{ClusterId, NodeId, WallTime};
 use tokio::sync::mpsc;
 
 use super::command::MembershipError;
+use super::departing::Departing;
 use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
 use super::renewing::Renewing;
@@ -133,8 +134,7 @@ impl Daemon {
 
     /// Starts the shells and the decisions of a member.
     pub(super) async fn begin(&mut self, start: Start, is_new: bool) -> anyhow::Result<()> {
-        let node = start.key.node_id();
-        let cluster = start.membership.cluster()?;
+        let (node, cluster) = (start.key.node_id(), start.membership.cluster()?);
         if is_new {
             self.store_membership(&start).await?;
         }
@@ -179,6 +179,7 @@ impl Daemon {
             shells: Shells::new(node, driver, swarm.clone(), renewing.expires()),
             health: self.metrics.health.clone(),
             renewing,
+            departing: Departing::new(node, clock::now().time),
             swarm,
             gossip,
             finder,

@@ -8,6 +8,7 @@ use shoal_tests::wait::wait_until;
 use shoal_tests::{evidence, walk};
 
 mod disk;
+mod drains;
 mod durability;
 mod events;
 mod failover;

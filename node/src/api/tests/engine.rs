@@ -379,7 +379,7 @@ async fn other_nodes_never_reach_the_engine() {
     let (ours, theirs) = duplex(4096);
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(super::super::FromPeer);
+        request.extensions_mut().insert(super::super::FromPeer(super::OTHER));
         tower_call(router.clone(), request)
     });
     tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service));

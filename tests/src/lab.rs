@@ -19,6 +19,7 @@ use crate::shoal::text;
 use crate::wait::wait_until;
 
 pub mod engine;
+pub mod hosts;
 pub mod network;
 pub mod node;
 pub mod process;

@@ -1,6 +1,6 @@
 //! Runs the command line client against one daemon and reads what it prints.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -34,15 +34,24 @@ impl Output {
 }
 
 /// Runs a command to its end, with a limit; kills it beyond.
-pub fn run(mut command: Command, limit: Duration) -> Result<Output> {
+pub fn run(command: Command, limit: Duration) -> Result<Output> {
+    run_with(command, String::new(), limit)
+}
+
+/// As [`run`], with something on standard input.
+pub fn run_with(mut command: Command, input: String, limit: Duration) -> Result<Output> {
     let start = Instant::now();
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("run {command:?}"))?;
     let (mut out, mut err) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that does not read what it is given says why. The thread ends with the command.
+        std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    }
     let read = |stream: &mut dyn Read| {
         let mut bytes = Vec::new();
         // What a broken pipe held back is not there to be read.
@@ -133,6 +142,12 @@ mod tests {
         let output = run(command, Duration::from_secs(20)).unwrap();
         assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (3, "out\n", "err\n"));
         assert!(output.success().unwrap_err().to_string().contains("exit status 3: out\nerr"));
+    }
+
+    #[test]
+    fn input_is_given() {
+        let output = run_with(Command::new("cat"), "in\n".to_owned(), Duration::from_secs(20)).unwrap();
+        assert_eq!(output.success().unwrap(), "in\n");
     }
 
     #[test]

@@ -39,12 +39,12 @@ pub(super) fn start(node: Node<'_>) -> Result<()> {
     }
     // What a power failure left behind has to go first; the engine's data stays.
     remove(&directory(node), true)?;
-    power_on(&directory(node), &network::SHOAL.namespace(node.index))
+    power_on(&directory(node), &network::SHOAL.namespace(node.index), &format!("n{}", node.index))
 }
 
-/// Starts an engine that has its data in `directory`, in a network namespace.
-pub fn power_on(directory: &str, namespace: &str) -> Result<()> {
-    script(&["up", directory, "--netns", namespace])
+/// Starts an engine that has its data in `directory`, in a network namespace, as a host called `hostname`.
+pub fn power_on(directory: &str, namespace: &str, hostname: &str) -> Result<()> {
+    script(&["up", directory, "--netns", namespace, "--hostname", hostname])
 }
 
 /// Takes an engine down, with its data unless they are to be kept.

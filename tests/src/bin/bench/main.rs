@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
-use shoal_tests::lab::{Driver, Guard, Lab, LabConfig};
+use shoal_tests::lab::{Driver, Guard, Lab, LabConfig, hosts};
 use shoal_tests::wait::parse_duration;
 
 mod alarms;
@@ -212,7 +212,7 @@ fn run(args: &Args) -> Result<()> {
 
 /// Removes what a run left behind that could not do so itself.
 fn down(args: &LabArgs) -> Result<()> {
-    let swarm = swarm::remove(&args.swarm_dir());
+    let swarm = hosts::remove(&args.swarm_dir());
     if args.dir.join("lab.json").exists() {
         Lab::open(&args.dir)?.down()?;
     }

@@ -1,11 +1,9 @@
 //! A real Docker Swarm on this machine, to be measured beside shoal: three managers and two workers, default settings.
 //!
-//! Host *i* is an engine of its own in namespace `swarm-i` (see scripts/engine), all of it one tree of processes that dies
-//! with its first one. Published ports need ip_vs, which not every kernel has; so each task is asked at its own address,
-//! from inside its host's network namespace.
+//! Published ports need ip_vs, which not every kernel has; so each task is asked at its own address, from inside its host's
+//! network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use shoal_tests::http;
+use shoal_tests::lab::hosts::Hosts;
 use shoal_tests::lab::network::{SWARM, Side};
 use shoal_tests::lab::{IMAGE, engine, process};
 use shoal_tests::shoal::text;
@@ -40,9 +39,9 @@ const JOIN_WAIT: Duration = Duration::from_secs(60);
 /// Between two looks at the tasks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The hosts; they end and everything of them is removed when this is dropped.
+/// The hosts and their names in the swarm; everything of them is removed when this is dropped.
 pub(crate) struct Swarm {
-    dir: PathBuf,
+    hosts: Hosts,
     /// Swarm's name of each host, in order.
     ids: Vec<String>,
 }
@@ -58,14 +57,7 @@ struct Task {
 impl Swarm {
     /// Starts the hosts, makes them one swarm and starts the service. Removes what an earlier run left in `dir`.
     pub(crate) fn create(dir: &Path) -> Result<Self> {
-        remove(dir)?;
-        fs::create_dir_all(dir)?;
-        let mut swarm = Self { dir: fs::canonicalize(dir)?, ids: Vec::new() };
-        SWARM.up(HOSTS)?;
-        for index in 1..=HOSTS {
-            engine::power_on(&swarm.host_dir(index), &SWARM.namespace(index))?;
-            api::load_image(&swarm.socket(index))?;
-        }
+        let mut swarm = Self { hosts: Hosts::create(dir, HOSTS)?, ids: Vec::new() };
         swarm.form()?;
         swarm.serve()?;
         Ok(swarm)
@@ -158,7 +150,7 @@ impl Swarm {
     }
 
     fn inflict(&self, loss: Loss, victim: usize) -> Result<Instant> {
-        let processes = process::hold(engine::processes_of(&self.host_dir(victim)));
+        let processes = process::hold(engine::processes_of(&self.hosts.directory(victim)));
         ensure!(!processes.is_empty(), "host {victim} does not run");
         let start = Instant::now();
         if loss != Loss::Crash {
@@ -187,12 +179,8 @@ impl Swarm {
         .map(|_| ())
     }
 
-    fn host_dir(&self, index: usize) -> String {
-        host_dir(&self.dir, index)
-    }
-
     fn socket(&self, index: usize) -> PathBuf {
-        Path::new(&self.host_dir(index)).join("docker.sock")
+        self.hosts.socket(index)
     }
 }
 
@@ -241,35 +229,13 @@ impl Cluster for Swarm {
         match loss {
             Loss::Cut => SWARM.plug(victim, Side::First)?,
             Loss::Crash | Loss::CutThenKill => {
-                engine::remove(&self.host_dir(victim), true)?;
+                engine::remove(&self.hosts.directory(victim), true)?;
                 SWARM.renew(victim)?;
-                engine::power_on(&self.host_dir(victim), &SWARM.namespace(victim))?;
+                self.hosts.power_on(victim)?;
             }
         }
         self.settle()?;
         self.clear()?;
         self.serve()
     }
-}
-
-impl Drop for Swarm {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.dir) {
-            eprintln!("failed to remove the swarm: {error:#}");
-        }
-    }
-}
-
-fn host_dir(dir: &Path, index: usize) -> String {
-    dir.join(format!("h{index}")).to_string_lossy().into_owned()
-}
-
-/// Ends the hosts in `dir` and removes everything of them. Goes on after failures and tells the first.
-pub(crate) fn remove(dir: &Path) -> Result<()> {
-    let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
-    let mut results: Vec<Result<()>> = (1..=HOSTS).map(|index| engine::remove(&host_dir(&dir, index), false)).collect();
-    results.push(SWARM.down());
-    results.push(process::unmount_below(&dir));
-    results.push(fs::remove_dir_all(&dir).with_context(|| dir.display().to_string()));
-    results.into_iter().collect()
 }

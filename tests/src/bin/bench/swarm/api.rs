@@ -1,19 +1,14 @@
 //! Docker's API, as far as a swarm is measured with it.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use shoal_tests::lab::repository;
-use shoal_tests::{http, shoal};
+use shoal_tests::http;
 
 /// How long an answer may take; managers without a leader keep silent for longer.
 pub(super) const API_WAIT: Duration = Duration::from_secs(2);
-
-/// How long loading an image may take.
-const LOAD_WAIT: Duration = Duration::from_secs(60);
 
 /// Sends a request to an engine and returns its answer, null if that is empty.
 pub(super) fn call(socket: &Path, method: &str, path: &str, body: &Value, limit: Duration) -> Result<Value> {
@@ -25,13 +20,4 @@ pub(super) fn call(socket: &Path, method: &str, path: &str, body: &Value, limit:
         return Ok(Value::Null);
     }
     serde_json::from_str(&said).with_context(|| format!("{method} {path}: not JSON"))
-}
-
-/// Gives an engine the demo image.
-pub(super) fn load_image(socket: &Path) -> Result<()> {
-    let mut command = Command::new("docker");
-    command.arg("-H").arg(format!("unix://{}", socket.display())).args(["load", "-q", "-i"]);
-    command.arg(repository().join("target/demo/whoami.tar"));
-    shoal::run(command, LOAD_WAIT)?.success().context("load the demo image")?;
-    Ok(())
 }

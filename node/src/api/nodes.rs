@@ -8,7 +8,7 @@ use shoal_control::departure::{self, Ask};
 use shoal_protocol::write::Write;
 
 use super::filters::Filters;
-use super::render::{self};
+use super::render::{self, TlsInfo};
 use super::snapshot::{NodeView, Pick, Want};
 use super::{Api, ApiError, FromPeer, Snapshot, query};
 
@@ -38,15 +38,15 @@ pub(super) async fn list(
     let filters = Filters::parse(query.filters.as_deref(), &FILTERS)?;
     let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await?;
     let fitting = snapshot.nodes.iter().filter(|node| fits(node, &filters));
-    Ok(Json(fitting.map(|node| render::node(node, root_pem(&snapshot, node))).collect()))
+    Ok(Json(fitting.map(|node| render::node(node, &tls_info(&snapshot, node))).collect()))
 }
 
 /// Returns the root that issued a node's credential, as far as the node has said.
-fn root_pem<'a>(snapshot: &'a Snapshot, node: &NodeView) -> &'a str {
-    let Some(cluster) = &snapshot.cluster else { return "" };
+fn tls_info(snapshot: &Snapshot, node: &NodeView) -> TlsInfo {
+    let Some(cluster) = &snapshot.cluster else { return TlsInfo::default() };
     let age = node.status.as_ref().map_or(0, |status| cluster.edition.saturating_sub(status.granted.edition));
     let former = usize::try_from(age).ok().and_then(|age| cluster.former_roots.get(age.checked_sub(1)?));
-    former.unwrap_or(&cluster.root_pem)
+    TlsInfo::of(former.unwrap_or(&cluster.root_pem))
 }
 
 fn fits(node: &NodeView, filters: &Filters) -> bool {
@@ -66,7 +66,7 @@ pub(super) async fn inspect(
     Path(name): Path<String>,
 ) -> Result<Json<impl serde::Serialize>, ApiError> {
     let (snapshot, node) = api.node(&name).await?;
-    Ok(Json(render::node(&node, root_pem(&snapshot, &node))))
+    Ok(Json(render::node(&node, &tls_info(&snapshot, &node))))
 }
 
 /// `POST /nodes/{id}/update`.

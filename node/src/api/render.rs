@@ -10,6 +10,7 @@ mod object;
 mod service;
 mod swarm;
 mod task;
+mod tls;
 
 pub use container::{container, container_state, container_summary, image, image_summary, volume};
 pub use network::network;
@@ -18,6 +19,7 @@ pub use object::file;
 pub use service::{Extras, service, update_state};
 pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};
 pub use task::task;
+pub use tls::TlsInfo;
 
 /// The API version that is spoken at most.
 pub const API_VERSION: &str = "1.50";

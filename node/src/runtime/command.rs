@@ -99,7 +99,9 @@ pub struct Tokens {
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
     /// It is one already.
-    #[error("This node is already part of a swarm. Use \"shoal leave\" to leave this swarm and join another one.")]
+    #[error(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+    )]
     Member,
     /// It is none.
     #[error("This node is not part of a swarm")]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use shoal_protocol::token::Role;
 
-use super::{Version, raw};
+use super::{TlsInfo, Version, raw};
 use crate::api::snapshot::{NodeState, NodeView};
 
 /// A node as Docker's clients read it.
@@ -56,6 +56,7 @@ struct Resources {
 #[serde(rename_all = "PascalCase")]
 struct Engine {
     engine_version: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, String>,
     plugins: Vec<Plugin>,
 }
@@ -65,12 +66,6 @@ struct Engine {
 struct Plugin {
     r#type: &'static str,
     name: String,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct TlsInfo {
-    trust_root: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,8 +86,8 @@ struct ManagerStatus {
     addr: String,
 }
 
-/// Renders a node; `root_pem` is the root certificate that issued its credential.
-pub fn node(view: &NodeView, root_pem: &str) -> Node {
+/// Renders a node; `tls` is the authority that issued its credential.
+pub fn node(view: &NodeView, tls: &TlsInfo) -> Node {
     let status = view.status.clone().unwrap_or_default();
     let address = status.address.map_or_else(String::new, |address| address.to_string());
     let reachability = match view.state {
@@ -116,7 +111,7 @@ pub fn node(view: &NodeView, root_pem: &str) -> Node {
                 labels: status.engine_labels,
                 plugins: vec![Plugin { r#type: "Driver", name: status.engine }],
             },
-            tls_info: TlsInfo { trust_root: root_pem.to_owned() },
+            tls_info: tls.clone(),
         },
         status: Status {
             state: state(view.state),

@@ -1,7 +1,5 @@
 //! Services.
 
-use std::borrow::Cow;
-
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -45,8 +43,6 @@ struct Endpoint {
     spec: Value,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ports: Vec<PortConfig>,
-    #[serde(rename = "VirtualIPs")]
-    virtual_ips: [(); 0],
 }
 
 #[derive(Debug, Serialize)]
@@ -70,8 +66,8 @@ struct ServiceStatus {
 /// Renders a service.
 pub fn service(view: &ServiceView, extras: Extras) -> Service {
     let object = &view.object;
-    let spec = with_replicas(view);
-    let spec = if extras.defaults { raw(&with_defaults(&spec)) } else { raw(&spec) };
+    let written = as_written(&object.spec);
+    let spec = raw(&if extras.defaults { with_defaults(&written) } else { written });
     // What an earlier spec's update came to says nothing about this one.
     let progress = view.progress.as_ref().filter(|progress| progress.index == object.index && object.index > 1);
     Service {
@@ -80,7 +76,7 @@ pub fn service(view: &ServiceView, extras: Extras) -> Service {
         created_at: object.created.to_string(),
         updated_at: object.updated.to_string(),
         spec,
-        previous_spec: object.previous_spec.as_deref().map(raw),
+        previous_spec: object.previous_spec.as_deref().map(|spec| raw(&as_written(spec))),
         endpoint: endpoint(view),
         update_status: progress.map(update_status),
         service_status: extras.status.then_some(ServiceStatus {
@@ -92,8 +88,12 @@ pub fn service(view: &ServiceView, extras: Extras) -> Service {
 }
 
 fn endpoint(view: &ServiceView) -> Endpoint {
-    let spec = if view.object.ports.is_empty() { json!({}) } else { json!(view.spec.endpoint_spec) };
-    Endpoint { spec, ports: view.object.ports.clone(), virtual_ips: [] }
+    let has_endpoint = !view.object.ports.is_empty() || !view.spec.task_template.networks.is_empty();
+    let mut spec = if has_endpoint { json!(view.spec.endpoint_spec) } else { json!({}) };
+    if has_endpoint {
+        fill(&mut spec, &[], &json!({"Mode": "vip"}));
+    }
+    Endpoint { spec, ports: view.object.ports.clone() }
 }
 
 fn update_status(progress: &Progress) -> UpdateStatus {
@@ -117,23 +117,27 @@ pub fn update_state(state: UpdateState) -> &'static str {
     }
 }
 
-/// Fills in the one replica of a spec that says none: Docker's clients wait for no service of which they do not know how many.
-fn with_replicas(view: &ServiceView) -> Cow<'_, str> {
-    let json = &view.object.spec;
-    let mode = &view.spec.mode;
-    let says =
-        mode.global.is_some() || mode.replicated.as_ref().is_some_and(|replicated| replicated.replicas.is_some());
-    let Some(mut spec) = (!says).then(|| serde_json::from_str::<Value>(json).ok()).flatten() else {
-        return Cow::Borrowed(json);
-    };
-    fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
-    Cow::Owned(spec.to_string())
+/// Fills in what Swarm writes into a spec when it stores it: Docker's clients wait for no service of which they do not know
+/// how many replicas it has. Source: Docker Engine 20.10, as captured.
+fn as_written(json: &str) -> String {
+    let Ok(mut spec) = serde_json::from_str::<Value>(json) else { return json.to_owned() };
+    if spec["Mode"]["Global"].is_null() {
+        fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
+    }
+    fill(&mut spec, &["TaskTemplate"], &json!({"Runtime": "container"}));
+    fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &json!({"DNSConfig": {}, "Isolation": "default"}));
+    fill(&mut spec, &["EndpointSpec"], &json!({"Mode": "vip"}));
+    spec.to_string()
 }
 
 /// Fills in what Swarm would do where the user left it open. Source: Docker Engine 20.10, as captured.
 fn with_defaults(json: &str) -> String {
     let Ok(mut spec) = serde_json::from_str::<Value>(json) else { return json.to_owned() };
-    let policy = json!(UpdateConfig::default());
+    let mut policy = json!(UpdateConfig::default());
+    if let Some(policy) = policy.as_object_mut() {
+        policy.remove("Delay");
+        policy.insert("MaxFailureRatio".to_owned(), json!(0));
+    }
     for name in ["UpdateConfig", "RollbackConfig"] {
         fill(&mut spec, &[name], &policy);
     }

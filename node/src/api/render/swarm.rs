@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use shoal_protocol::value::{ClusterObject, NodeStatus, TASK_HISTORY_MAX};
 
-use super::API_VERSION_MIN;
+use super::{API_VERSION_MIN, TlsInfo};
 use crate::api::snapshot::{NodeState, Snapshot};
 use shoal_protocol::token::Role;
 
@@ -47,7 +47,7 @@ pub fn swarm(cluster: &ClusterObject, rotating: bool, tokens: &JoinTokens) -> Va
         "CreatedAt": cluster.created.to_string(),
         "UpdatedAt": cluster.updated.to_string(),
         "Spec": spec_of_swarm(cluster),
-        "TLSInfo": {"TrustRoot": cluster.root_pem},
+        "TLSInfo": TlsInfo::of(&cluster.root_pem),
         "RootRotationInProgress": rotating,
         "DefaultAddrPool": null,
         "SubnetSize": 24,
@@ -101,7 +101,7 @@ fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
             "CreatedAt": cluster.created.to_string(),
             "UpdatedAt": cluster.updated.to_string(),
             "Spec": spec_of_swarm(cluster),
-            "TLSInfo": {"TrustRoot": cluster.root_pem},
+            "TLSInfo": TlsInfo::of(&cluster.root_pem),
             "RootRotationInProgress": snapshot.rotating,
             "DefaultAddrPool": null,
             "SubnetSize": 24,

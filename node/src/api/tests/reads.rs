@@ -51,14 +51,22 @@ async fn a_service_has_everything_its_user_wrote() {
     for name in ["web".to_owned(), WEB.to_string(), WEB.to_string()[..25].to_owned()] {
         let service = server.get(&format!("/services/{name}")).await;
         assert_eq!(keys(&service), ["CreatedAt", "Endpoint", "ID", "Spec", "UpdatedAt", "Version"]);
-        assert_eq!(service["Spec"], serde_json::from_str::<Value>(SPEC).unwrap());
+        // What Swarm adds when it stores a spec.
+        let mut want: Value = serde_json::from_str(SPEC).unwrap();
+        want["TaskTemplate"]["Runtime"] = json!("container");
+        want["TaskTemplate"]["ContainerSpec"]["DNSConfig"] = json!({});
+        want["TaskTemplate"]["ContainerSpec"]["Isolation"] = json!("default");
+        assert_eq!(service["Spec"], want);
         assert_eq!(service["Endpoint"]["Ports"][0]["PublishedPort"], 8080);
-        assert_eq!(service["Endpoint"]["VirtualIPs"], json!([]));
+        assert_eq!(service["Endpoint"]["Spec"]["Mode"], "vip");
+        assert_eq!(service["Endpoint"].get("VirtualIPs"), None);
         assert_eq!(service["Version"]["Index"], 1);
         assert_eq!(service["CreatedAt"], "2026-11-23T01:51:42.500000000Z");
     }
     let filled = &server.get("/services/web?insertDefaults=true").await["Spec"];
     assert_eq!(filled["UpdateConfig"]["Monitor"], 5_000_000_000u64);
+    assert_eq!(filled["UpdateConfig"]["MaxFailureRatio"].to_string(), "0", "Go's clients write no fraction either");
+    assert_eq!(filled["UpdateConfig"].get("Delay"), None);
     assert_eq!(filled["TaskTemplate"]["RestartPolicy"]["Delay"], 5_000_000_000u64);
     assert_eq!(filled["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"], 10_000_000_000u64);
     assert_eq!(filled["TaskTemplate"]["Unknown"], 7);

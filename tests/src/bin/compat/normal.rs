@@ -3,7 +3,7 @@
 //! The rules, in the order in which they are applied:
 //!
 //! 1. ids: join tokens, certificates and public keys, names of 64 hexadecimal digits (with or without `sha256:`), of 25 and of
-//!    12 letters and digits, numbers of processes;
+//!    12 letters and digits (of 12 letters alone at the beginning of a line), numbers of processes;
 //! 2. times: moments in RFC 3339 or as Go prints them, and ages (`5 seconds ago`, `Up 5 seconds`);
 //! 3. addresses: IPv4 with or without a port, MAC;
 //! 4. ports of 30000 and above, which are given out;
@@ -34,6 +34,8 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"Up ([Ll]ess than a second|[Aa]bout an? (minute|hour)|\d+ (second|minute|hour)s?)", "Up <time>"),
         (r"\b(sha256:)?[0-9a-f]{64}\b", "<id>"),
         (r"\b[0-9a-z]{25}\b", "<id>"),
+        (r"(?m)^[0-9a-z]{12}\b", "<id>"),
+        (r"\.[0-9a-z]{12}@", ".<id>@"),
         (r"\b[0-9a-z]*[0-9][0-9a-z]*\b", "<short>"),
         (r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b", "<address>"),
         (r"\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b", "<address>"),
@@ -96,9 +98,6 @@ impl Normaliser {
     /// Replaces what may differ in a text.
     pub fn text(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for version in &self.versions {
-            text = text.replace(version, "<version>");
-        }
         for (rule, with) in RULES.iter() {
             text = match *with {
                 "<short>" => {
@@ -110,7 +109,7 @@ impl Normaliser {
                 with => rule.replace_all(&text, with).into_owned(),
             };
         }
-        text
+        self.versions.iter().fold(text, |text, version| text.replace(version, "<version>"))
     }
 
     fn flatten(&self, path: &str, value: &Value, lines: &mut Vec<String>) {

@@ -81,13 +81,12 @@ pub(super) async fn inspect(
 pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(StatusCode, Json<Value>), ApiError> {
     let (sent, mut value) = query::object(&body)?;
     let id = ServiceId(rand::random());
-    let has_name = value["Name"].as_str().is_some_and(|name| !name.is_empty());
-    let spec = if has_name {
-        sent.to_owned()
-    } else {
+    let mut changed = respell_mode(&mut value);
+    if value["Name"].as_str().is_none_or(str::is_empty) {
         value["Name"] = json!(made_up_name(id));
-        value.to_string()
-    };
+        changed = true;
+    }
+    let spec = if changed { value.to_string() } else { sent.to_owned() };
     let spec = api.with_network_ids(spec).await?;
     let written = api.backend.write(Write::CreateService { id, spec }).await?;
     api.wait_for_service(id, written.index).await;
@@ -111,9 +110,10 @@ pub(super) async fn update(
         "previous" => true,
         other => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
     };
-    let (spec, _) = query::object(&body)?;
+    let (sent, mut value) = query::object(&body)?;
+    let spec = if respell_mode(&mut value) { value.to_string() } else { sent.to_owned() };
     let (_, service) = api.service(&name, false).await?;
-    let spec = api.with_network_ids(spec.to_owned()).await?;
+    let spec = api.with_network_ids(spec).await?;
     let write = Write::UpdateService { id: service.id, version, spec, rollback };
     let written = api.backend.write(write).await?;
     api.wait_for_service(service.id, written.index).await;
@@ -165,6 +165,22 @@ impl Api {
     }
 }
 
+/// Writes a mode as the API names it. docker-py sends `replicated` and `global`, and Docker, which reads names of fields
+/// without regard to case, takes them. Returns whether something was changed.
+fn respell_mode(spec: &mut Value) -> bool {
+    const NAMES: [&str; 4] = ["Replicated", "Global", "ReplicatedJob", "GlobalJob"];
+    let Some(mode) = spec.get_mut("Mode").and_then(Value::as_object_mut) else { return false };
+    let mut changed = false;
+    for name in NAMES {
+        let other = mode.keys().find(|key| *key != name && key.eq_ignore_ascii_case(name)).cloned();
+        if let Some(value) = other.and_then(|other| mode.remove(&other)) {
+            mode.insert(name.to_owned(), value);
+            changed = true;
+        }
+    }
+    changed
+}
+
 /// Makes a name up for a service whose user gave none.
 fn made_up_name(id: ServiceId) -> String {
     const FIRST: [&str; 16] = [
@@ -177,4 +193,24 @@ fn made_up_name(id: ServiceId) -> String {
     ];
     let pick = |shift: u32| ((id.0 >> shift) % 16) as usize;
     format!("{}-{}-{}", FIRST[pick(0)], SECOND[pick(4)], &id.short()[6..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_respelled() {
+        for (sent, want, changed) in [
+            (json!({"Mode": {"replicated": {"Replicas": 2}}}), json!({"Mode": {"Replicated": {"Replicas": 2}}}), true),
+            (json!({"Mode": {"global": {}}}), json!({"Mode": {"Global": {}}}), true),
+            (json!({"Mode": {"Replicated": {"Replicas": 2}}}), json!({"Mode": {"Replicated": {"Replicas": 2}}}), false),
+            (json!({"Mode": {"other": {}}}), json!({"Mode": {"other": {}}}), false),
+            (json!({"Mode": null}), json!({"Mode": null}), false),
+            (json!({}), json!({}), false),
+        ] {
+            let mut spec = sent.clone();
+            assert_eq!((respell_mode(&mut spec), spec), (changed, want), "{sent}");
+        }
+    }
 }

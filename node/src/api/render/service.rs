@@ -125,7 +125,7 @@ fn as_written(json: &str) -> String {
         fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
     }
     fill(&mut spec, &["TaskTemplate"], &json!({"Runtime": "container"}));
-    fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &json!({"DNSConfig": {}, "Isolation": "default"}));
+    fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &json!({"Isolation": "default"}));
     fill(&mut spec, &["EndpointSpec"], &json!({"Mode": "vip"}));
     spec.to_string()
 }

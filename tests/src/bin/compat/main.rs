@@ -17,6 +17,7 @@ use shoal_tests::lab::{Driver, Lab, hosts, repository};
 mod cluster;
 mod differ;
 mod normal;
+mod rust_client;
 mod script;
 
 use cluster::{Cluster, Peer};
@@ -37,6 +38,9 @@ struct Args {
     /// Docker's client
     #[arg(long, default_value = "docker")]
     docker: PathBuf,
+    /// A Python with docker-py, as tests/compat/requirements.txt names it
+    #[arg(long, default_value_os_t = repository().join("target/compat-venv/bin/python"))]
+    python: PathBuf,
     /// Where the clusters are made
     #[arg(long, default_value_os_t = std::env::temp_dir().join("shoal-compat"))]
     dir: PathBuf,
@@ -103,7 +107,7 @@ fn record(peer: Peer, args: &Args, scripts: &BTreeMap<String, String>) -> Result
     println!("{}: started in {:.1} s", peer.name(), begun.elapsed().as_secs_f64());
     for (name, text) in scripts {
         let begun = Instant::now();
-        let recorded = script::run(&cluster, name, text);
+        let recorded = script::run(&cluster, &args.python, name, text);
         if recorded.is_err()
             && let Some(lab) = cluster.lab()
         {

@@ -11,10 +11,12 @@
 //!
 //! and after it `<<< TEXT`, which is its standard input. `answers N n1 PORT` waits until N tasks answer through a port of a
 //! node, on shoal alone: the routing mesh of Swarm needs a module of the kernel that may not be there. `load n1` gives a node of
-//! shoal the demo image, which Swarm's have from the start: with the embedded driver that takes a cluster.
+//! shoal the demo image, which Swarm's have from the start: with the embedded driver that takes a cluster. `python n1 FILE`
+//! and `bollard n1` do what docker-py and bollard shall do, which is compared step by step.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +29,7 @@ use shoal_tests::shoal::{self, Output};
 use shoal_tests::wait::{wait_for, wait_until};
 
 use super::cluster::Cluster;
+use super::rust_client;
 
 /// How long a command may take; the longest waits until a service has run for its monitor period.
 const COMMAND_WAIT: Duration = Duration::from_secs(60);
@@ -63,17 +66,20 @@ enum Kind {
     Until(String),
     Answers(usize),
     Load,
+    Python,
+    Bollard,
 }
 
 /// Runs a script. What went wrong is told with the number of its line.
-pub fn run(cluster: &Cluster, name: &str, text: &str) -> Result<Vec<Record>> {
+pub fn run(cluster: &Cluster, python: &Path, name: &str, text: &str) -> Result<Vec<Record>> {
     let steps = parse(text).with_context(|| name.to_owned())?;
-    let mut runner = Runner { cluster, known: cluster.variables(), records: Vec::new() };
+    let mut runner = Runner { cluster, python, known: cluster.variables(), records: Vec::new() };
     for step in &steps {
         let what = || format!("{name}, line {}: {}", step.number, step.text);
         if let Err(error) = runner.step(step).with_context(what) {
             eprintln!("{name}: these had failed before, as some shall:");
-            let failed = runner.records.iter().filter(|record| record.lines[0] != "exit status 0");
+            let failed =
+                runner.records.iter().filter(|record| record.lines.first().is_none_or(|line| line != "exit status 0"));
             failed.for_each(|record| eprintln!("  {}: {}", record.at, record.lines.join("; ")));
             return Err(error);
         }
@@ -83,6 +89,7 @@ pub fn run(cluster: &Cluster, name: &str, text: &str) -> Result<Vec<Record>> {
 
 struct Runner<'a> {
     cluster: &'a Cluster,
+    python: &'a Path,
     known: BTreeMap<String, String>,
     records: Vec<Record>,
 }
@@ -111,6 +118,18 @@ impl Runner<'_> {
                     Ok(printed.join(" ") == *wanted)
                 });
                 condition.with_context(|| format!("at last it printed: {seen}"))?;
+            }
+            Kind::Python => {
+                let mut command = Command::new(self.python);
+                command.args(&step.words).arg(self.cluster.socket(step.node));
+                command.current_dir(repository().join("tests/compat"));
+                let printed = shoal::run(command, WAIT)?.success()?;
+                let steps = printed.split("## ").skip(1).map(|step| step.split_once('\n').unwrap_or((step, "")));
+                self.record_all("docker-py", steps);
+            }
+            Kind::Bollard => {
+                let steps = rust_client::run(&self.cluster.socket(step.node), now()?)?;
+                self.record_all("bollard", steps.iter().map(|(name, text)| (name.as_str(), text.as_str())));
             }
             Kind::Load => {
                 if self.cluster.lab().is_some() {
@@ -141,9 +160,16 @@ impl Runner<'_> {
         self.records.push(Record { at: step.text.clone(), lines });
     }
 
+    /// Records what a library did, step by step.
+    fn record_all<'s>(&mut self, client: &str, steps: impl Iterator<Item = (&'s str, &'s str)>) {
+        let normaliser = self.cluster.normaliser();
+        let record =
+            |(name, text): (&str, &str)| Record { at: format!("{client} {name}"), lines: normaliser.lines(text) };
+        self.records.extend(steps.map(record));
+    }
+
     fn command(&mut self, step: &Step) -> Result<Command> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-        self.known.insert("now".into(), now.to_string());
+        self.known.insert("now".into(), now()?.to_string());
         let mut command = self.cluster.docker(step.node);
         command.current_dir(repository().join("tests/compat"));
         command.args(step.words.iter().map(|word| fill_in(word, &self.known)));
@@ -174,6 +200,10 @@ impl Runner<'_> {
     }
 }
 
+fn now() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())
+}
+
 /// Puts what is known in place of `{NAME}`; templates, which have two braces, stay.
 fn fill_in(word: &str, known: &BTreeMap<String, String>) -> String {
     known.iter().fold(word.to_owned(), |word, (name, value)| word.replace(&format!("{{{name}}}"), value))
@@ -200,6 +230,8 @@ fn parse_line(number: usize, line: &str) -> Result<Step> {
             (Kind::Let(name.to_owned()), rest)
         }
         "load" => (Kind::Load, rest),
+        "python" => (Kind::Python, rest),
+        "bollard" => (Kind::Bollard, rest),
         "answers" => {
             let (count, rest) = rest.split_once(' ').context("expected a number of tasks")?;
             (Kind::Answers(count.parse()?), rest)

@@ -46,7 +46,11 @@ pub(super) async fn version(State(api): State<Api>) -> Json<Value> {
 /// `GET /info`.
 pub(super) async fn info(State(api): State<Api>) -> Json<Value> {
     let snapshot = api.backend.snapshot(Want { nodes: Pick::All, ..Want::default() }).await.ok();
-    let own = render::info(&api.backend.node(), snapshot.as_ref());
+    // In a cluster the node has measured itself.
+    let measured = snapshot.as_ref().and_then(|snapshot| {
+        snapshot.nodes.iter().find(|node| node.id == snapshot.me).and_then(|node| node.status.clone())
+    });
+    let own = render::info(&measured.unwrap_or_else(|| api.backend.node()), snapshot.as_ref());
     Json(match api.backend.engine() {
         Some(engine) => render::info_with_engine(own, engine.ask("/info").await.map_err(|error| error.message)),
         None => own,

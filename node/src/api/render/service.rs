@@ -89,10 +89,11 @@ pub fn service(view: &ServiceView, extras: Extras) -> Service {
 
 fn endpoint(view: &ServiceView) -> Endpoint {
     let has_endpoint = !view.object.ports.is_empty() || !view.spec.task_template.networks.is_empty();
-    let mut spec = if has_endpoint { json!(view.spec.endpoint_spec) } else { json!({}) };
-    if has_endpoint {
-        fill(&mut spec, &[], &json!({"Mode": "vip"}));
+    let mut spec = view.spec.endpoint_spec.clone();
+    if spec.mode.is_empty() {
+        "vip".clone_into(&mut spec.mode);
     }
+    let spec = if has_endpoint { json!(spec) } else { json!({}) };
     Endpoint { spec, ports: view.object.ports.clone() }
 }
 
@@ -124,9 +125,22 @@ fn as_written(json: &str) -> String {
     if spec["Mode"]["Global"].is_null() {
         fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
     }
-    fill(&mut spec, &["TaskTemplate"], &json!({"Runtime": "container"}));
-    fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &json!({"Isolation": "default"}));
+    let template = json!({"Runtime": "container", "ForceUpdate": 0, "ContainerSpec": {"Isolation": "default"}});
+    fill(&mut spec, &["TaskTemplate"], &template);
     fill(&mut spec, &["EndpointSpec"], &json!({"Mode": "vip"}));
+    for port in spec["EndpointSpec"]["Ports"].as_array_mut().into_iter().flatten() {
+        fill(port, &[], &json!({"Protocol": "tcp", "PublishMode": "ingress"}));
+    }
+    let policy = json!({"FailureAction": "pause", "MaxFailureRatio": 0, "Order": "stop-first"});
+    for name in ["UpdateConfig", "RollbackConfig"] {
+        if spec[name].is_object() {
+            fill(&mut spec, &[name], &policy);
+        }
+    }
+    if spec["TaskTemplate"]["RestartPolicy"].is_object() {
+        fill(&mut spec, &["TaskTemplate", "RestartPolicy"], &json!({"MaxAttempts": 0}));
+    }
+    drop_nulls(&mut spec);
     spec.to_string()
 }
 
@@ -148,7 +162,19 @@ fn with_defaults(json: &str) -> String {
     spec.to_string()
 }
 
-/// Adds the fields of `defaults` that the object at `path` lacks.
+/// Takes out fields that say nothing, as Docker does.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Adds the fields of `defaults` that the object at `path` lacks, in objects inside as well.
 fn fill(spec: &mut Value, path: &[&str], defaults: &Value) {
     let mut place = spec;
     for key in path {
@@ -163,6 +189,31 @@ fn fill(spec: &mut Value, path: &[&str], defaults: &Value) {
         let field = place.entry(name.clone()).or_insert(Value::Null);
         if field.is_null() {
             *field = value.clone();
+        } else if value.is_object() {
+            fill(field, &[], value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_are_shown_as_swarm_stores_them() {
+        // As docker-py sends it.
+        let sent = json!({"Name": "py", "Mode": {"Replicated": {}}, "Other": {"kept": [1, null]},
+            "TaskTemplate": {"ContainerSpec": {"Image": "a", "Args": null}, "RestartPolicy": {"Delay": 1}},
+            "EndpointSpec": {"Ports": [{"TargetPort": 80, "PublishedPort": 8090}]}, "UpdateConfig": {"Order": "start-first"}});
+        let want = json!({"Name": "py", "Mode": {"Replicated": {"Replicas": 1}}, "Other": {"kept": [1, null]},
+            "TaskTemplate": {"ContainerSpec": {"Image": "a", "Isolation": "default"}, "Runtime": "container",
+                "RestartPolicy": {"Delay": 1, "MaxAttempts": 0}, "ForceUpdate": 0},
+            "EndpointSpec": {"Mode": "vip", "Ports": [{"TargetPort": 80, "PublishedPort": 8090, "Protocol": "tcp",
+                "PublishMode": "ingress"}]},
+            "UpdateConfig": {"Order": "start-first", "FailureAction": "pause", "MaxFailureRatio": 0}});
+        let shown = as_written(&sent.to_string());
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), want);
+        assert_eq!(as_written(&shown), shown, "a client that writes back what it read changes nothing");
+        assert_eq!(as_written("nonsense"), "nonsense");
     }
 }

@@ -54,6 +54,7 @@ async fn a_service_has_everything_its_user_wrote() {
         // What Swarm adds when it stores a spec.
         let mut want: Value = serde_json::from_str(SPEC).unwrap();
         want["TaskTemplate"]["Runtime"] = json!("container");
+        want["TaskTemplate"]["ForceUpdate"] = json!(0);
         want["TaskTemplate"]["ContainerSpec"]["Isolation"] = json!("default");
         assert_eq!(service["Spec"], want);
         assert_eq!(service["Endpoint"]["Ports"][0]["PublishedPort"], 8080);

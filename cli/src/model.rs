@@ -63,12 +63,23 @@ pub(crate) struct Engine {
     pub(crate) engine_version: String,
     #[serde(deserialize_with = "null_as_default")]
     pub(crate) labels: std::collections::BTreeMap<String, String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct Plugin {
+    pub(crate) r#type: String,
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(crate) struct TlsInfo {
     pub(crate) trust_root: String,
+    pub(crate) cert_issuer_subject: String,
+    pub(crate) cert_issuer_public_key: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,5 +1,6 @@
 //! `shoal node inspect`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -83,6 +84,16 @@ fn write_pretty(text: &mut String, node: &Node) -> std::fmt::Result {
     let resources = &node.description.resources;
     writeln!(text, "Resources:\n CPUs:\t\t\t{}", cpus(resources.nano_cpus))?;
     writeln!(text, " Memory:\t\t{}", bytes_size(resources.memory_bytes))?;
+    let mut plugins: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for plugin in &node.description.engine.plugins {
+        plugins.entry(&plugin.r#type).or_default().push(&plugin.name);
+    }
+    if !plugins.is_empty() {
+        writeln!(text, "Plugins:")?;
+    }
+    for (kind, names) in plugins {
+        writeln!(text, " {kind}:\t\t{}", names.join(", "))?;
+    }
     writeln!(text, "Engine Version:\t\t{}", node.description.engine.engine_version)?;
     if !node.description.engine.labels.is_empty() {
         writeln!(text, "Engine Labels:")?;
@@ -90,8 +101,11 @@ fn write_pretty(text: &mut String, node: &Node) -> std::fmt::Result {
             writeln!(text, " - {name}={value}")?;
         }
     }
-    if !node.description.tls_info.trust_root.is_empty() {
-        writeln!(text, "TLS Info:\n TrustRoot:\n{}", node.description.tls_info.trust_root)?;
+    let tls = &node.description.tls_info;
+    if !tls.trust_root.is_empty() {
+        writeln!(text, "TLS Info:\n TrustRoot:\n{}", tls.trust_root)?;
+        writeln!(text, " Issuer Subject:\t{}", tls.cert_issuer_subject)?;
+        writeln!(text, " Issuer Public Key:\t{}", tls.cert_issuer_public_key)?;
     }
     Ok(())
 }
@@ -126,8 +140,10 @@ mod tests {
             "Spec": {"Labels": {"zone": "a", "disk": "ssd"}, "Role": "manager", "Availability": "pause"},
             "Description": {"Hostname": "n1", "Platform": {"Architecture": "x86_64", "OS": "linux"},
                 "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64},
-                "Engine": {"EngineVersion": "0.1.0", "Labels": {"gpu": "no"}},
-                "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n"}},
+                "Engine": {"EngineVersion": "0.1.0", "Labels": {"gpu": "no"}, "Plugins": [{"Type": "Log", "Name": "local"},
+                    {"Type": "Driver", "Name": "embedded 0.1.0"}, {"Type": "Log", "Name": "syslog"}]},
+                "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
+                    "CertIssuerSubject": "MBMx", "CertIssuerPublicKey": "MFkw"}},
             "Status": {"State": "ready", "Message": "suspect", "Addr": "10.77.0.1"},
             "ManagerStatus": {"Leader": true, "Reachability": "reachable", "Addr": "10.77.0.1:2377"}}))
         .unwrap();

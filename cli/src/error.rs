@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::template::TemplateError;
+use shoal_protocol::template::TemplateError;
 
 /// Why a command failed; what the daemon had already done stays done.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// A template of `--format` cannot be read or carried out; nothing was printed.
-    #[error(transparent)]
+    #[error("template parsing error: {0}")]
     Template(#[from] TemplateError),
     /// The command line makes no sense.
     #[error("{0}")]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::CliError;
 use crate::output::{json_lines, json_pretty};
-use crate::template::Template;
+use shoal_protocol::template::Template;
 
 /// The format that stands for `--pretty`.
 pub(crate) const PRETTY: &str = "pretty";

@@ -21,7 +21,6 @@ mod settings;
 mod snapshot;
 mod spec;
 mod table;
-mod template;
 mod time;
 mod units;
 mod words;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::CliError;
 use crate::filter::Filter;
 use crate::table;
-use crate::template::{Template, TemplateError};
+use shoal_protocol::template::{Template, TemplateError};
 
 /// Characters of a shortened identifier.
 pub(crate) const SHORT_ID_CHARS: usize = 12;
@@ -67,7 +67,7 @@ impl Listing {
         }
         for row in rows {
             let row = serde_json::to_value(row).map_err(|error| CliError::Failed(error.to_string()))?;
-            let line = template.execute(&row, |_, _| None).map_err(|error| CliError::Failed(self.explain(error)))?;
+            let line = template.execute(&row, |_, _| None).map_err(|error| self.explain(error))?;
             text.push_str(&line);
             text.push('\n');
         }
@@ -75,12 +75,12 @@ impl Listing {
     }
 
     /// Names the fields that there are where a template wants another one.
-    fn explain(&self, error: TemplateError) -> String {
+    fn explain(&self, error: TemplateError) -> CliError {
         if !error.is_no_field() {
-            return error.to_string();
+            return error.into();
         }
         let fields: Vec<String> = self.headings.iter().map(|(field, _)| format!(".{field}")).collect();
-        format!("{error}; the fields are {}", fields.join(" "))
+        CliError::Failed(format!("{}; the fields are {}", CliError::from(error), fields.join(" ")))
     }
 }
 

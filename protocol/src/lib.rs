@@ -15,6 +15,7 @@ pub mod record;
 pub mod spec;
 pub mod subnet;
 pub mod task;
+pub mod template;
 pub mod time;
 pub mod token;
 pub mod value;

@@ -9,8 +9,8 @@ use crate::client::Client;
 use crate::error::CliError;
 use crate::filter::{Filter, query};
 use crate::output::print;
-use crate::template::Template;
 use crate::time;
+use shoal_protocol::template::Template;
 
 /// Bytes of one event at most; more is not the daemon's format.
 const LINE_BYTES_MAX: usize = 4 << 20;

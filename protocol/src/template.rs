@@ -29,8 +29,8 @@ const OUTPUT_BYTES_MAX: usize = 16 << 20;
 
 /// Why a template cannot be read or carried out, in Go's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("template parsing error: template: {text}")]
-pub(crate) struct TemplateError {
+#[error("template: {text}")]
+pub struct TemplateError {
     text: String,
     is_no_field: bool,
 }
@@ -41,7 +41,7 @@ impl TemplateError {
     }
 
     /// Returns whether the template names a field that does not exist.
-    pub(crate) fn is_no_field(&self) -> bool {
+    pub fn is_no_field(&self) -> bool {
         self.is_no_field
     }
 }
@@ -49,7 +49,7 @@ impl TemplateError {
 /// Decides what a field is that an object does not have: a value, or nothing if there is no such field.
 ///
 /// The arguments are the name of the object, empty at the top, and that of the field.
-pub(crate) type Absent = fn(&str, &str) -> Option<Value>;
+pub type Absent = fn(&str, &str) -> Option<Value>;
 
 /// What the functions of a template do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,14 +62,14 @@ enum Mode {
 
 /// A template that was read.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Template {
+pub struct Template {
     source: String,
     nodes: Vec<Node>,
 }
 
 impl Template {
     /// Reads a template.
-    pub(crate) fn parse(source: &str) -> Result<Self, TemplateError> {
+    pub fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > SOURCE_BYTES_MAX {
             let reason = format!("a template of more than {SOURCE_BYTES_MAX} bytes is not supported");
             return Err(TemplateError::parse(source, 0, reason));
@@ -79,12 +79,12 @@ impl Template {
     }
 
     /// Returns what the template makes of `data`.
-    pub(crate) fn execute(&self, data: &Value, absent: Absent) -> Result<String, TemplateError> {
+    pub fn execute(&self, data: &Value, absent: Absent) -> Result<String, TemplateError> {
         Evaluator::new(&self.source, data, Mode::Values, absent).run(&self.nodes)
     }
 
     /// Returns what the template makes of the headings of a table.
-    pub(crate) fn execute_headings(&self, headings: &Value) -> Result<String, TemplateError> {
+    pub fn execute_headings(&self, headings: &Value) -> Result<String, TemplateError> {
         Evaluator::new(&self.source, headings, Mode::Headings, |_, _| Some(Value::Null)).run(&self.nodes)
     }
 }

@@ -21,7 +21,7 @@ fn data() -> Value {
 
 fn run(source: &str) -> Result<String, String> {
     let result = Template::parse(source).and_then(|template| template.execute(&data(), absent));
-    result.map_err(|error| error.to_string().trim_start_matches("template parsing error: template: ").to_owned())
+    result.map_err(|error| error.to_string().trim_start_matches("template: ").to_owned())
 }
 
 #[test]

@@ -61,10 +61,11 @@ fn plan(node: &NodeIdentity, image: &TestImage, number: u128, host_port: u16) ->
         desired: TaskState::Running,
         template: Ok(Arc::new(template.clone())),
         service_name: "shared".to_owned(),
+        service_labels: Default::default(),
         ports: vec![port],
         fenced: false,
     };
-    container_plan(TaskId(node.id.0 ^ number), &wanted, &template, node)
+    container_plan(TaskId(node.id.0 ^ number), &wanted, &template, node).expect("nothing in it is a template")
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ impl Node {
             log_driver: None,
             limits: Limits::default(),
             host_ports: Vec::new(),
+            context: Default::default(),
         }
     }
 

@@ -97,7 +97,12 @@ pub struct FileSpec {
     pub name: String,
     /// For people and filters.
     pub labels: BTreeMap<String, String>,
+    /// Whether the data are a template that the node of each task fills in.
+    pub is_template: bool,
 }
+
+/// The one template driver. Source: SwarmKit, `template.TemplatedSecretGetter`.
+pub const TEMPLATE_DRIVER: &str = "golang";
 
 impl FileSpec {
     /// Reads what a user sent and refuses what is malformed, invalid or not supported. Texts follow SwarmKit's.
@@ -112,7 +117,7 @@ impl FileSpec {
                 ("Labels", labels @ Value::Object(_)) => spec.labels = read_labels(labels)?,
                 ("Name" | "Labels", _) => return Err(SpecError::Invalid(format!("spec is malformed: {name}"))),
                 ("Driver", _) => return Err(SpecError::Unsupported(format!("drivers of {}s are", kind.name()))),
-                ("Templating", _) => return Err(SpecError::Unsupported(format!("templated {}s are", kind.name()))),
+                ("Templating", driver) => spec.is_template = read_templating(&driver)?,
                 (other, _) => return Err(SpecError::Unsupported(format!("{other} is"))),
             }
         }
@@ -130,6 +135,26 @@ impl FileSpec {
         }
         Ok(spec)
     }
+}
+
+/// Returns whether there are templates. Empty members ask for nothing: clients send them.
+fn read_templating(driver: &Value) -> Result<bool, SpecError> {
+    let Value::Object(members) = driver else {
+        return Err(SpecError::Invalid("spec is malformed: Templating".to_owned()));
+    };
+    let is_empty = |value: &Value| value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
+    for (name, value) in members {
+        match (name.as_str(), value) {
+            ("Name", Value::String(name)) if name == TEMPLATE_DRIVER || name.is_empty() => {}
+            ("Name", Value::String(name)) => {
+                return Err(SpecError::Unsupported(format!("the template driver '{name}' is")));
+            }
+            (_, value) if is_empty(value) => {}
+            ("Name", _) => return Err(SpecError::Invalid("spec is malformed: Templating".to_owned())),
+            (other, _) => return Err(SpecError::Unsupported(format!("Templating.{other} is"))),
+        }
+    }
+    Ok(members.get("Name").and_then(Value::as_str) == Some(TEMPLATE_DRIVER))
 }
 
 /// Reads the JSON of a spec within its limit.
@@ -195,7 +220,13 @@ mod tests {
             (&large, Some("is larger than the limit of 8192")),
             (r#"{"Name":1}"#, Some("spec is malformed: Name")),
             (r#"{"Name":"a","Labels":{"a":1}}"#, Some("labels are malformed")),
-            (r#"{"Name":"a","Templating":{"Name":"golang"}}"#, Some("templated secrets are not supported yet")),
+            (r#"{"Name":"a","Templating":{"Name":"golang","Options":{}}}"#, None),
+            (r#"{"Name":"a","Templating":{"Name":"x"}}"#, Some("the template driver 'x' is not supported yet")),
+            (
+                r#"{"Name":"a","Templating":{"Name":"golang","Options":{"a":"b"}}}"#,
+                Some("Templating.Options is not supported yet"),
+            ),
+            (r#"{"Name":"a","Templating":"golang"}"#, Some("spec is malformed: Templating")),
             (r#"{"Name":"a","Driver":{"Name":"x"}}"#, Some("drivers of secrets are not supported yet")),
             (r#"{"Name":"a","Novelty":{}}"#, Some("Novelty is not supported yet")),
             ("[]", Some("not a JSON object")),

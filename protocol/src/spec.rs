@@ -15,6 +15,7 @@ mod health;
 pub mod mount;
 mod proxy;
 pub mod settings;
+pub mod templates;
 mod transport;
 pub mod validate;
 

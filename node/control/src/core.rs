@@ -181,12 +181,7 @@ impl Control {
     pub fn new(boot: Boot, now: Now) -> Self {
         let store = stored(&boot.records);
         let durable = boot.leases.unwrap_or_default();
-        let identity = NodeIdentity {
-            id: boot.me,
-            hostname: boot.status.hostname.clone(),
-            cluster: boot.cluster,
-            capacity: capacity(&boot.status),
-        };
+        let identity = NodeIdentity::new(boot.me, boot.cluster, &boot.status);
         let mut control = Self {
             me: boot.me,
             granted: boot.granted,

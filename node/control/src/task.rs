@@ -1,7 +1,8 @@
 //! The life of the tasks of one node: from what the cluster wants and what the driver reports to driver calls and status.
 //!
 //! [`Agent`] keeps all tasks of a node; [`life`] is the machine of a single one, [`admission`] decides whether there is room
-//! for it, [`plan`] resolves what a driver is told, and [`health`] makes of checks whether a container is well. Which task runs where is decided elsewhere and arrives as [`Wanted`].
+//! for it, [`plan`] resolves what a driver is told, and [`health`] makes of checks whether a container is well. Which
+//! task runs where is decided elsewhere and arrives as [`Wanted`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::templates::TaskContext;
 use shoal_protocol::spec::{Healthcheck, Limits, LogDriver, Mount, PortConfig, Settings};
 use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId, TaskId, WallTime};
 
@@ -77,6 +79,9 @@ pub struct ContainerPlan {
     pub limits: Limits,
     /// Ports to publish on this node alone (`mode=host`).
     pub host_ports: Vec<PortConfig>,
+    /// What the templates in secrets and configs may read.
+    #[serde(default)]
+    pub context: TaskContext,
 }
 
 /// A secret or config that a container finds as a file.
@@ -88,6 +93,9 @@ pub struct PlannedFile {
     pub id: ObjectId,
     /// Its name, for messages.
     pub name: String,
+    /// Where it is in the container, as its user wrote it.
+    #[serde(default)]
+    pub target: String,
     /// Where it is in the container, absolute and cleaned.
     pub path: String,
     /// Its owner.

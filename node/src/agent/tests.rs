@@ -59,10 +59,11 @@ impl Bench {
             desired: TaskState::Running,
             template: Ok(Arc::new(template.clone())),
             service_name: "web".to_owned(),
+            service_labels: BTreeMap::new(),
             ports: Vec::new(),
             fenced: false,
         };
-        container_plan(task, &wanted, &template, &self.node)
+        container_plan(task, &wanted, &template, &self.node).unwrap()
     }
 
     async fn next(&mut self) -> (TaskId, DriverReport) {
@@ -247,7 +248,7 @@ async fn a_task_whose_file_cannot_be_had_is_not_prepared() {
     struct Withholding(Withheld);
     #[async_trait::async_trait]
     impl crate::driver::files::FileSource for Withholding {
-        async fn content(&self, _: TaskId, _: &PlannedFile) -> Result<zeroize::Zeroizing<Vec<u8>>, Withheld> {
+        async fn content(&self, _: TaskId, _: &PlannedFile) -> Result<crate::driver::files::FileContent, Withheld> {
             Err(self.0.clone())
         }
     }
@@ -265,6 +266,7 @@ async fn a_task_whose_file_cannot_be_had_is_not_prepared() {
             kind: shoal_protocol::Kind::Secret,
             id: shoal_protocol::ObjectId(1),
             name: "sec1".to_owned(),
+            target: "sec1".to_owned(),
             path: "/run/secrets/sec1".to_owned(),
             uid: 0,
             gid: 0,

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_protocol::ObjectId;
 use shoal_protocol::object::{self, FileSpec, Kind};
+use shoal_protocol::spec::templates;
 use shoal_protocol::write::{Write, WriteError};
 use zeroize::Zeroizing;
 
@@ -76,7 +77,11 @@ async fn create(kind: Kind, State(api): State<Api>, body: String) -> Result<(Sta
     let id = ObjectId(rand::random());
     let data = data.unwrap_or_default();
     // Before it is sealed, so that what is refused anyway goes no further.
-    FileSpec::parse(kind, &spec).and_then(|_| object::check_data(kind, data.len())).map_err(refused)?;
+    let file = FileSpec::parse(kind, &spec).map_err(refused)?;
+    object::check_data(kind, data.len()).map_err(refused)?;
+    if file.is_template {
+        templates::check_payload(&data).map_err(refused)?;
+    }
     let (edition, data) = match kind {
         Kind::Secret => api.backend.seal(id, data).await?,
         Kind::Config | Kind::Network => (0, data.to_vec()),

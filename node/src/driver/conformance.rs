@@ -40,6 +40,8 @@ pub fn test_node() -> NodeIdentity {
     NodeIdentity {
         id: NodeId(fresh_id()),
         hostname: "test-node".to_owned(),
+        os: "linux".to_owned(),
+        architecture: std::env::consts::ARCH.to_owned(),
         cluster: ClusterId(fresh_id()),
         capacity: Reservations::default(),
     }
@@ -346,10 +348,11 @@ impl Suite<'_> {
             desired: TaskState::Running,
             template: Ok(Arc::new(template.clone())),
             service_name: "conformance".to_owned(),
+            service_labels: Default::default(),
             ports: Vec::new(),
             fenced: false,
         };
-        container_plan(TaskId(fresh_id()), &wanted, &template, self.node)
+        container_plan(TaskId(fresh_id()), &wanted, &template, self.node).expect("the template has no templates")
     }
 
     async fn start(&self, plan: &ContainerPlan) -> anyhow::Result<Running> {

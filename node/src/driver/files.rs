@@ -17,7 +17,8 @@ use shoal_control::core::Withheld;
 use shoal_control::task::{ContainerPlan, PlannedFile};
 use shoal_protocol::spec::Mount;
 use shoal_protocol::spec::mount::MountKind;
-use shoal_protocol::{NodeId, ObjectId, TaskId};
+use shoal_protocol::spec::templates::{self, PayloadContext};
+use shoal_protocol::{Kind, NodeId, ObjectId, TaskId};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -37,18 +38,28 @@ const FETCHED_AT_ONCE: usize = 4;
 #[async_trait]
 pub trait FileSource: Send + Sync + 'static {
     /// Returns the content of a secret or config that a task of this node uses, within a bounded time.
-    async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<Zeroizing<Vec<u8>>, Withheld>;
+    async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<FileContent, Withheld>;
 }
 
-/// Content that is known beforehand, by the identifiers of secrets and configs: test support that the daemon never uses.
+/// What is in a secret or config.
+#[derive(Debug, Clone)]
+pub struct FileContent {
+    /// Its data.
+    pub bytes: Zeroizing<Vec<u8>>,
+    /// Whether they are a template that this node fills in.
+    pub is_template: bool,
+}
+
+/// Content that is known beforehand, by the identifiers of secrets and configs; what begins with `{{` is a template. Test
+/// support that the daemon never uses.
 #[derive(Debug, Default)]
 pub struct KnownFiles(pub BTreeMap<ObjectId, Vec<u8>>);
 
 #[async_trait]
 impl FileSource for KnownFiles {
-    async fn content(&self, _: TaskId, file: &PlannedFile) -> Result<Zeroizing<Vec<u8>>, Withheld> {
-        let known = self.0.get(&file.id).cloned();
-        known.map(Zeroizing::new).ok_or_else(|| Withheld::Refused("it is not known".to_owned()))
+    async fn content(&self, _: TaskId, file: &PlannedFile) -> Result<FileContent, Withheld> {
+        let bytes = self.0.get(&file.id).cloned().ok_or_else(|| Withheld::Refused("it is not known".to_owned()))?;
+        Ok(FileContent { is_template: bytes.starts_with(b"{{"), bytes: Zeroizing::new(bytes) })
     }
 }
 
@@ -101,7 +112,7 @@ impl TaskFiles {
             let content = self.source.content(plan.task, file).await.map_err(|error| named(file, error))?;
             contents.push(content);
         }
-        let mounts = self.write(&plan, &contents)?;
+        let mounts = self.write(&plan, &expanded(&plan, contents)?)?;
         plan.mounts.extend(mounts);
         Ok(plan)
     }
@@ -154,6 +165,27 @@ impl Drop for TaskFiles {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Fills in the contents that are templates. They read the others as they were before that, as with Swarm.
+fn expanded(plan: &ContainerPlan, contents: Vec<FileContent>) -> Result<Vec<Zeroizing<Vec<u8>>>, Withheld> {
+    let of = |kind| {
+        let files = plan.files.iter().zip(&contents).filter(move |(file, _)| file.kind == kind);
+        files.map(|(file, content)| (file.target.as_str(), content.bytes.as_slice())).collect::<Vec<_>>()
+    };
+    let (secrets, configs) = (of(Kind::Secret), of(Kind::Config));
+    let context = PayloadContext { task: &plan.context, env: &plan.env, secrets: &secrets, configs: &configs };
+    let mut expanded = Vec::new();
+    for (file, content) in plan.files.iter().zip(&contents) {
+        expanded.push(if content.is_template {
+            let text = templates::expand_payload(&content.bytes, context)
+                .map_err(|error| named(file, Withheld::Refused(error.to_string())))?;
+            Zeroizing::new(text.into_bytes())
+        } else {
+            content.bytes.clone()
+        });
+    }
+    Ok(expanded)
 }
 
 fn named(file: &PlannedFile, error: Withheld) -> Withheld {

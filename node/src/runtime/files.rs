@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use rand::seq::SliceRandom;
 use shoal_control::core::Withheld;
 use shoal_control::task::PlannedFile;
+use shoal_protocol::object::FileSpec;
 use shoal_protocol::token::Role;
 use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{Kind, NodeId, ObjectId, TaskId};
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 use super::member::{Member, Waiting};
-use crate::driver::files::{FileSource, TaskFiles};
+use crate::driver::files::{FileContent, FileSource, TaskFiles};
 use crate::identity::{open_secret, seal_secret};
 use crate::swarm::{SecretError, SwarmHandle};
 
@@ -25,7 +26,7 @@ const ASKS_MAX: usize = 16;
 /// Managers that are asked for one secret in one attempt; the next attempt asks others, by chance.
 const MANAGERS_ASKED_MAX: usize = 3;
 
-/// The content of a secret or config.
+/// The bytes of a secret or config.
 type Content = Zeroizing<Vec<u8>>;
 
 /// A question of this node's own tasks.
@@ -36,10 +37,16 @@ pub(super) struct FileAsk {
     reply: oneshot::Sender<Result<Have, Withheld>>,
 }
 
+/// A file that may be had.
+struct Have {
+    place: Place,
+    is_template: bool,
+}
+
 /// Where a file is.
-enum Have {
+enum Place {
     /// Here.
-    Content(Content),
+    Here(Content),
     /// Sealed: one of these managers can open it.
     Ask(Vec<NodeId>),
 }
@@ -58,20 +65,21 @@ pub(super) fn start(node: NodeId, swarm: SwarmHandle) -> (TaskFiles, mpsc::Recei
 
 #[async_trait]
 impl FileSource for Fetcher {
-    async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<Content, Withheld> {
+    async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<FileContent, Withheld> {
         let ended = || Withheld::NotYet("the daemon is shutting down".to_owned());
         let (reply, answer) = oneshot::channel();
         let ask = FileAsk { task, kind: file.kind, id: file.id, reply };
         self.asks.send(ask).await.map_err(|_| ended())?;
-        let mut managers = match answer.await.map_err(|_| ended())?? {
-            Have::Content(content) => return Ok(content),
-            Have::Ask(managers) => managers,
+        let Have { place, is_template } = answer.await.map_err(|_| ended())??;
+        let mut managers = match place {
+            Place::Here(bytes) => return Ok(FileContent { bytes, is_template }),
+            Place::Ask(managers) => managers,
         };
         managers.shuffle(&mut rand::rng());
         let mut last = "no manager is connected".to_owned();
         for manager in managers.into_iter().take(MANAGERS_ASKED_MAX) {
             match self.swarm.secret(manager, task, file.id).await {
-                Ok(content) => return Ok(content),
+                Ok(bytes) => return Ok(FileContent { bytes, is_template }),
                 Err(SecretError::Withheld(refused @ Withheld::Refused(_))) => return Err(refused),
                 Err(SecretError::Withheld(Withheld::NotYet(reason))) => last = reason,
                 Err(SecretError::Unreachable(error)) => last = format!("failed to ask manager {manager}: {error}"),
@@ -91,18 +99,19 @@ impl Member {
 
     fn file(&self, task: TaskId, kind: Kind, id: ObjectId) -> Result<Have, Withheld> {
         let me = self.control.me();
-        if kind == Kind::Secret && !self.opens_secrets() {
-            return Ok(Have::Ask(self.managers()));
-        }
-        match kind {
-            Kind::Secret => self.secret_for(me, task, id).map(Have::Content),
+        self.control.may_have(me, task, kind, id)?;
+        let gone = || Withheld::NotYet(format!("{} {id} is gone", kind.name()));
+        let head = self.control.store().object(kind, id).ok_or_else(gone)?;
+        let spec = FileSpec::parse(kind, &head.spec).map_err(|error| Withheld::Refused(error.to_string()))?;
+        let place = match kind {
+            Kind::Secret if !self.opens_secrets() => Place::Ask(self.managers()),
+            Kind::Secret => Place::Here(self.secret_for(me, task, id)?),
             Kind::Config | Kind::Network => {
-                self.control.may_have(me, task, kind, id)?;
-                let object = self.control.store().object_with_data(kind, id);
-                let object = object.ok_or_else(|| Withheld::NotYet(format!("{} {id} is gone", kind.name())))?;
-                Ok(Have::Content(Zeroizing::new(object.data)))
+                let object = self.control.store().object_with_data(kind, id).ok_or_else(gone)?;
+                Place::Here(Zeroizing::new(object.data))
             }
-        }
+        };
+        Ok(Have { place, is_template: spec.is_template })
     }
 
     /// Opens a secret for a task of a node, if it may have it. `node` was proved by the connection, or is this node.

@@ -9,7 +9,7 @@ use shoal_control::task::plan::container_plan;
 use shoal_control::task::{NodeIdentity, Wanted};
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::object::ObjectHead;
-use shoal_protocol::spec::{Availability, Reservations, TaskTemplate};
+use shoal_protocol::spec::{Availability, TaskTemplate};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::TaskReport;
 use shoal_protocol::{Key, NodeId, ObjectId, ServiceId, TaskId, TaskState, WallTime};
@@ -218,12 +218,14 @@ fn attributes(control: &Control, task: TaskId, report: &TaskReport) -> BTreeMap<
         desired: TaskState::Running,
         template: Ok(Arc::new(template.clone())),
         service_name: spec.name.clone(),
+        service_labels: spec.labels.clone(),
         ports: Vec::new(),
         fenced: false,
     };
-    let hostname = control.own_status().hostname.clone();
-    let node = NodeIdentity { id: control.me(), hostname, cluster, capacity: Reservations::default() };
-    let plan = container_plan(task, &wanted, &template, &node);
+    let node = NodeIdentity::new(control.me(), cluster, control.own_status());
+    let Ok(plan) = container_plan(task, &wanted, &template, &node) else {
+        return BTreeMap::new(); // its service has other labels by now
+    };
     let mut attributes = plan.labels;
     attributes.extend([("image".to_owned(), plan.image), ("name".to_owned(), plan.name)]);
     attributes

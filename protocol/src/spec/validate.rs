@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::constraint::Constraint;
 use super::{
-    NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, file, health, mount, settings,
+    NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, health, settings, templates,
 };
 
 /// Networks of one service at most.
@@ -293,12 +293,7 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     if container.image.chars().any(|char| char.is_whitespace() || char.is_control()) {
         return invalid(format!("ContainerSpec: \"{}\" is not a valid repository/tag", container.image));
     }
-    let mount_texts = container.mounts.iter().flat_map(|mount| [&mount.source, &mount.target]);
-    if container.env.iter().chain(mount_texts).chain([&container.hostname]).any(|text| text.contains("{{")) {
-        return Err(SpecError::Unsupported("templates in host names, environments and mounts are".to_owned()));
-    }
-    mount::validate(&container.mounts)?;
-    file::validate(container)?;
+    templates::validate(spec)?;
     if let Some(check) = &container.healthcheck {
         health::validate(check)?;
     }

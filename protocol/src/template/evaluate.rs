@@ -6,16 +6,17 @@ use serde_json::Value;
 
 use crate::template::functions::{self, is_true};
 use crate::template::tree::{BranchKind, Command, Node, Operand, OperandKind, Pipeline};
-use crate::template::{Absent, Mode, OUTPUT_BYTES_MAX, STEPS_MAX, TemplateError, format, line_of};
+use crate::template::{Absent, Limits, Mode, Template, TemplateError, format, line_of};
 
 /// A value that is part of the data or was made on the way.
 type Item<'v> = Cow<'v, Value>;
 
 /// One execution of a template.
 pub(super) struct Evaluator<'v> {
-    source: &'v str,
+    template: &'v Template,
+    limits: Limits,
     root: &'v Value,
-    mode: Mode,
+    mode: Mode<'v>,
     absent: Absent,
     /// Innermost last.
     variables: Vec<(&'v str, Item<'v>)>,
@@ -24,15 +25,18 @@ pub(super) struct Evaluator<'v> {
 }
 
 impl<'v> Evaluator<'v> {
-    pub(super) fn new(source: &'v str, root: &'v Value, mode: Mode, absent: Absent) -> Self {
-        Self { source, root, mode, absent, variables: Vec::new(), output: String::new(), steps: 0 }
+    pub(super) fn new(template: &'v Template, root: &'v Value, mode: Mode<'v>, absent: Absent) -> Self {
+        let limits = template.dialect.limits();
+        Self { template, limits, root, mode, absent, variables: Vec::new(), output: String::new(), steps: 0 }
     }
 
     /// Carries the template out.
-    pub(super) fn run(mut self, nodes: &'v [Node]) -> Result<String, TemplateError> {
+    pub(super) fn run(mut self) -> Result<String, TemplateError> {
         let dot = Cow::Borrowed(self.root);
-        self.list(nodes, &dot)?;
-        Ok(self.output)
+        match self.list(&self.template.nodes, &dot) {
+            Ok(()) => Ok(self.output),
+            Err(error) => Err(error.of(self.template.dialect)),
+        }
     }
 
     fn list(&mut self, nodes: &'v [Node], dot: &Item<'v>) -> Result<(), TemplateError> {
@@ -51,8 +55,8 @@ impl<'v> Evaluator<'v> {
                     self.variables.truncate(outer);
                 }
             }
-            if self.output.len() > OUTPUT_BYTES_MAX {
-                let text = format!("an output of more than {OUTPUT_BYTES_MAX} bytes is not supported");
+            if self.output.len() > self.limits.bytes {
+                let text = format!(": an output of more than {} bytes is not supported", self.limits.bytes);
                 return Err(TemplateError { text, is_no_field: false });
             }
         }
@@ -72,7 +76,8 @@ impl<'v> Evaluator<'v> {
             BranchKind::With if is_true(&value) => self.list(body, &value),
             BranchKind::If | BranchKind::With => self.list(otherwise, dot),
             BranchKind::Range => {
-                let items = items(value).map_err(|reason| self.failed(&pipeline.commands[0].first, reason))?;
+                let items = items(value, self.limits.steps)
+                    .map_err(|reason| self.failed(&pipeline.commands[0].first, reason))?;
                 if items.is_empty() {
                     return self.list(otherwise, dot);
                 }
@@ -144,9 +149,9 @@ impl<'v> Evaluator<'v> {
         let value = functions::call(name, arguments, self.mode)
             .map_err(|reason| self.failed(&command.first, format!("error calling {name}: {reason}")))?;
         match value.as_str() {
-            Some(text) if text.len() > OUTPUT_BYTES_MAX => {
-                Err(self
-                    .failed(&command.first, format!("a text of more than {OUTPUT_BYTES_MAX} bytes is not supported")))
+            Some(text) if text.len() > self.limits.bytes => {
+                let reason = format!("a text of more than {} bytes is not supported", self.limits.bytes);
+                Err(self.failed(&command.first, reason))
             }
             _ => Ok(value),
         }
@@ -205,14 +210,14 @@ impl<'v> Evaluator<'v> {
 
     fn step(&mut self, operand: &Operand) -> Result<(), TemplateError> {
         self.steps += 1;
-        if self.steps > STEPS_MAX {
-            return Err(self.failed(operand, format!("more than {STEPS_MAX} steps are not supported")));
+        if self.steps > self.limits.steps {
+            return Err(self.failed(operand, format!("more than {} steps are not supported", self.limits.steps)));
         }
         Ok(())
     }
 
     fn text_of(&self, operand: &Operand) -> &'v str {
-        &self.source[operand.start..operand.end]
+        &self.template.source[operand.start..operand.end]
     }
 
     fn failed(&self, operand: &Operand, reason: impl std::fmt::Display) -> TemplateError {
@@ -220,14 +225,15 @@ impl<'v> Evaluator<'v> {
     }
 
     fn failed_at(&self, operand: &Operand, at: usize, reason: impl std::fmt::Display) -> TemplateError {
-        let (line, column) = line_of(self.source, at);
-        let text = format!(":{line}:{column}: executing \"\" at <{}>: {reason}", self.text_of(operand));
+        let (line, column) = line_of(&self.template.source, at);
+        let name = self.template.dialect.name();
+        let text = format!(":{line}:{column}: executing {name:?} at <{}>: {reason}", self.text_of(operand));
         TemplateError { text, is_no_field: false }
     }
 }
 
 /// Returns what a range goes through, with keys: the elements of a list or an object, or so many numbers.
-fn items(value: Item<'_>) -> Result<Vec<(Value, Item<'_>)>, String> {
+fn items(value: Item<'_>, count_max: usize) -> Result<Vec<(Value, Item<'_>)>, String> {
     match value {
         Cow::Borrowed(Value::Array(list)) => {
             Ok(list.iter().enumerate().map(|(index, item)| (Value::from(index), Cow::Borrowed(item))).collect())
@@ -245,7 +251,7 @@ fn items(value: Item<'_>) -> Result<Vec<(Value, Item<'_>)>, String> {
         // What is absent reads as an empty text, whatever its type.
         other if other.as_str() == Some("") => Ok(Vec::new()),
         other => match other.as_i64().map(|count| usize::try_from(count).unwrap_or(0)) {
-            Some(count) if count > STEPS_MAX => Err(format!("range over more than {STEPS_MAX} is not supported")),
+            Some(count) if count > count_max => Err(format!("range over more than {count_max} is not supported")),
             Some(count) => Ok((0..count).map(|index| (Value::from(index), Cow::Owned(Value::from(index)))).collect()),
             None => Err(format!("range can't iterate over {}", format::top(&other))),
         },

@@ -5,18 +5,30 @@ use std::cmp::Ordering;
 
 use serde_json::Value;
 
-use crate::template::{Mode, format};
+use crate::template::{Dialect, Mode, format};
 
-/// What may be called.
-pub(super) const FUNCTIONS: [&str; 22] = [
-    "and", "eq", "ge", "gt", "index", "join", "json", "le", "len", "lower", "lt", "ne", "not", "or", "pad", "print",
-    "printf", "println", "split", "title", "truncate", "upper",
-];
+/// What may be called everywhere.
+const COMMON: [&str; 15] =
+    ["and", "eq", "ge", "gt", "index", "join", "le", "len", "lt", "ne", "not", "or", "print", "printf", "println"];
+/// What Docker's client adds.
+const OF_CLIENT: [&str; 7] = ["json", "lower", "pad", "split", "title", "truncate", "upper"];
+/// What the content of secrets and configs may call beyond what specs may.
+const OF_PAYLOAD: [&str; 3] = ["config", "env", "secret"];
 /// What Go has and this has not.
 pub(super) const UNSUPPORTED: [&str; 5] = ["call", "html", "js", "slice", "urlquery"];
 
 /// Blanks that `pad` may add at most on each side; more are refused.
 const PAD_MAX: usize = 1024;
+
+/// Returns whether a function may be called.
+pub(super) fn has_function(dialect: Dialect, name: &str) -> bool {
+    let further: &[&str] = match dialect {
+        Dialect::Client => &OF_CLIENT,
+        Dialect::Spec => &[],
+        Dialect::Payload => &OF_PAYLOAD,
+    };
+    COMMON.contains(&name) || further.contains(&name)
+}
 
 /// Returns whether a value counts as true: neither zero nor empty.
 pub(super) fn is_true(value: &Value) -> bool {
@@ -43,11 +55,12 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Calls a function of [`FUNCTIONS`].
-pub(super) fn call<'v>(name: &str, arguments: Vec<Cow<'v, Value>>, mode: Mode) -> Result<Cow<'v, Value>, String> {
+/// Calls a function that there is.
+pub(super) fn call<'v>(name: &str, arguments: Vec<Cow<'v, Value>>, mode: Mode<'_>) -> Result<Cow<'v, Value>, String> {
     let count = arguments.len();
     let wanted = match name {
-        "not" | "len" | "json" | "lower" | "upper" | "title" => 1..=1,
+        "not" | "len" | "json" | "lower" | "upper" | "title" | "secret" | "config" | "env" => 1..=1,
+        "join" if matches!(mode, Mode::Expansion(_)) => 1..=usize::MAX,
         "ne" | "lt" | "le" | "gt" | "ge" | "join" | "split" | "truncate" => 2..=2,
         "pad" => 3..=3,
         "eq" => 2..=usize::MAX,
@@ -64,10 +77,19 @@ pub(super) fn call<'v>(name: &str, arguments: Vec<Cow<'v, Value>>, mode: Mode) -
         // Only `print` and `println` take nothing at all.
         return Ok(Cow::Owned(Value::from(if name == "println" { "\n" } else { "" })));
     };
-    if mode == Mode::Headings && is_of_text {
-        return Ok(first);
-    }
     let rest: Vec<Cow<'v, Value>> = arguments.collect();
+    match mode {
+        Mode::Headings if is_of_text => return Ok(first),
+        // Swarm's takes the separator first, and then texts.
+        Mode::Expansion(_) if name == "join" => {
+            let texts: Vec<&str> = rest.iter().map(|value| text(value)).collect::<Result<_, _>>()?;
+            return Ok(Cow::Owned(Value::from(texts.join(text(&first)?))));
+        }
+        Mode::Expansion(read) if OF_PAYLOAD.contains(&name) => {
+            return read(name, text(&first)?).map(|read| Cow::Owned(Value::from(read)));
+        }
+        Mode::Values | Mode::Headings | Mode::Expansion(_) => {}
+    }
     match name {
         "and" | "or" => Ok(rest.into_iter().next_back().unwrap_or(first)),
         "index" => index(first, &rest, mode),
@@ -126,11 +148,13 @@ fn length(value: &Value) -> Result<usize, String> {
     }
 }
 
-fn index<'v>(mut value: Cow<'v, Value>, keys: &[Cow<'v, Value>], mode: Mode) -> Result<Cow<'v, Value>, String> {
+fn index<'v>(mut value: Cow<'v, Value>, keys: &[Cow<'v, Value>], mode: Mode<'_>) -> Result<Cow<'v, Value>, String> {
     for key in keys {
         value = match (value, key.as_ref()) {
             // Part of a heading is the heading.
-            (value @ (Cow::Borrowed(Value::String(_)) | Cow::Owned(Value::String(_))), _) if mode == Mode::Headings => {
+            (value @ (Cow::Borrowed(Value::String(_)) | Cow::Owned(Value::String(_))), _)
+                if matches!(mode, Mode::Headings) =>
+            {
                 value
             }
             (Cow::Borrowed(Value::Object(fields)), Value::String(key)) => {

@@ -1,16 +1,16 @@
 //! From tokens to the tree. What is not supported or not defined is refused here, before anything is written.
 
-use crate::template::functions::{FUNCTIONS, UNSUPPORTED};
+use crate::template::functions::{UNSUPPORTED, has_function};
 use crate::template::lexer::{Token, TokenKind};
 use crate::template::tree::{BranchKind, Command, Node, Operand, OperandKind, Pipeline};
-use crate::template::{DEPTH_MAX, TemplateError};
+use crate::template::{DEPTH_MAX, Dialect, TemplateError};
 
 /// Keywords of Go's that are not supported.
 const KEYWORDS_UNSUPPORTED: [&str; 5] = ["block", "break", "continue", "define", "template"];
 
 /// Reads the tokens of a whole template.
-pub(super) fn parse(source: &str, tokens: Vec<Token>) -> Result<Vec<Node>, TemplateError> {
-    let mut parser = Parser { source, tokens, index: 0, at: 0, depth: 0, variables: Vec::new() };
+pub(super) fn parse(dialect: Dialect, source: &str, tokens: Vec<Token>) -> Result<Vec<Node>, TemplateError> {
+    let mut parser = Parser { dialect, source, tokens, index: 0, at: 0, depth: 0, variables: Vec::new() };
     let (nodes, stop) = parser.list()?;
     match stop {
         Stop::End => Err(parser.error("unexpected {{end}}")),
@@ -29,6 +29,7 @@ enum Stop {
 }
 
 struct Parser<'a> {
+    dialect: Dialect,
     source: &'a str,
     tokens: Vec<Token>,
     /// Of the next token.
@@ -232,7 +233,7 @@ impl Parser<'_> {
             TokenKind::Word(name) if UNSUPPORTED.contains(&name.as_str()) => {
                 return Err(self.error(format!("function {name:?} is not supported")));
             }
-            TokenKind::Word(name) if FUNCTIONS.contains(&name.as_str()) => OperandKind::Function(name),
+            TokenKind::Word(name) if has_function(self.dialect, &name) => OperandKind::Function(name),
             TokenKind::Word(name) => return Err(self.error(format!("function {name:?} not defined"))),
             _ => self.nested()?,
         };

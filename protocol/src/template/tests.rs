@@ -119,7 +119,7 @@ fn limits_end_what_would_not_end() {
         ("{{range 1000000000}}{{end}}".to_owned(), "not supported"),
         ("{{$x := \"xx\"}}{{range 40}}{{$x = print $x $x}}{{end}}".to_owned(), "bytes"),
         ("{{range 100000}}{{printf \"%1000d\" .}}{{end}}".to_owned(), "bytes"),
-        ("x".repeat(SOURCE_BYTES_MAX + 1), "bytes"),
+        ("x".repeat(Dialect::Client.limits().source + 1), "bytes"),
     ] {
         let error = run(&source).unwrap_err();
         assert!(error.contains(reason), "{}: {error}", source.chars().take(40).collect::<String>());

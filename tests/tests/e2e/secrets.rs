@@ -38,8 +38,10 @@ fn secrets(lab: &Lab) -> Result<()> {
     let ports = format!("{PUBLISHED}:80");
     let target = "source=sec1,target=key,uid=33,gid=34,mode=0400";
     let args = ["service", "create", "--name", "http", "--replicas", "2", "--constraint", "node.role==worker"];
-    let files = ["--secret", target, "--config", "source=con1,target=/etc/app.conf", "-p", &ports, IMAGE];
-    lab.node(2).shoal().ok(&[&args[..], &files[..]].concat())?;
+    let files = ["--secret", target, "--config", "source=con1,target=/etc/app.conf", "-p", &ports];
+    let templates = ["--config", "source=con2,target=/etc/filled", "--hostname", "{{.Node.Hostname}}-{{.Task.Slot}}"];
+    let templates = [&templates[..], &["--env", "WHO={{.Task.Name}} {{.Node.Platform.OS}}", IMAGE]].concat();
+    lab.node(2).shoal().ok(&[&args[..], &files[..], &templates[..]].concat())?;
     wait_well(lab, 2, &[])?;
     check_files(lab)?;
     in_use(lab)?;
@@ -78,8 +80,17 @@ fn create(lab: &Lab) -> Result<ObjectId> {
     let file = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     fs::write(file("s"), format!("{MARKER}\n").repeat(REPEATS))?;
     fs::write(file("c"), "conf=1\n")?;
+    fs::write(
+        file("t"),
+        "{{.Service.Name}} {{env \"SHOAL_TASK_SLOT\"}} {{config \"/etc/app.conf\"}}{{secret \"key\"}}",
+    )?;
+    fs::write(file("bad"), "{{")?;
     let id = shoal.ok(&["secret", "create", "--label", "a=b", "sec1", &file("s")])?;
     shoal.ok(&["config", "create", "con1", &file("c")])?;
+    let golang = ["config", "create", "--template-driver", "golang"];
+    shoal.ok(&[&golang[..], &["con2", &file("t")]].concat())?;
+    let bad = shoal.run(&[&golang[..], &["con3", &file("bad")]].concat())?;
+    ensure!(bad.code == 1 && bad.stderr.contains("template: expansion:1: unclosed action"), "{bad:?}");
     let again = shoal.run(&["secret", "create", "sec1", &file("s")])?;
     ensure!(again.code == 1 && again.stderr.contains("secret sec1 already exists"), "{again:?}");
     for node in lab.nodes() {
@@ -91,6 +102,26 @@ fn create(lab: &Lab) -> Result<ObjectId> {
         ensure!(shown[0]["Spec"]["Data"] == "Y29uZj0xCg==", "{shown}");
     }
     Ok(id.trim().parse()?)
+}
+
+/// Looks at what became of the templates of a task's spec and config.
+fn check_templates(node: &Node, pid: i32) -> Result<()> {
+    let environment = fs::read_to_string(format!("/proc/{pid}/environ"))?;
+    let variable = |name: &str| {
+        let mut values = environment.split('\0').filter_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
+        values.next().with_context(|| format!("no {name} in {environment}"))
+    };
+    let (slot, task) = (variable("SHOAL_TASK_SLOT")?, variable("SHOAL_TASK_ID")?);
+    ensure!(variable("WHO")? == format!("http.{slot}.{task} linux"), "{environment}");
+    let hostname = fs::read_to_string(format!("/proc/{pid}/root/etc/hostname"))?;
+    ensure!(
+        hostname.trim() == format!("{}-{slot}", variable("SHOAL_NODE_HOSTNAME")?),
+        "{hostname} on node {}",
+        node.index
+    );
+    let filled = fs::read_to_string(format!("/proc/{pid}/root/etc/filled"))?;
+    ensure!(filled == format!("http {slot} conf=1\n{}", format!("{MARKER}\n").repeat(REPEATS)), "{filled}");
+    Ok(())
 }
 
 /// Looks at the files as the tasks see them.
@@ -105,6 +136,7 @@ fn check_files(lab: &Lab) -> Result<()> {
             let status = fs::metadata(&secret)?;
             ensure!((status.uid(), status.gid(), status.mode() & 0o7777) == (33, 34, 0o400), "{status:?}");
             ensure!(fs::read_to_string(path("/etc/app.conf"))? == "conf=1\n");
+            check_templates(&node, *pid)?;
             let mounts = fs::read_to_string(format!("/proc/{pid}/mounts"))?;
             let mount = mounts.lines().find(|line| line.contains(" /run/secrets/key "));
             let mount = mount.context("the secret is not mounted")?;

@@ -23,6 +23,9 @@ pub(crate) struct CreateArgs {
     /// Labels
     #[arg(short, long, value_name = "NAME=VALUE")]
     label: Vec<String>,
+    /// Template driver
+    #[arg(long, value_name = "NAME")]
+    template_driver: Option<String>,
     /// Its name
     name: String,
     /// File to read ('-' is STDIN)
@@ -33,6 +36,9 @@ pub(crate) struct CreateArgs {
 pub(crate) async fn run(client: &Client, kind: Kind, args: CreateArgs) -> Result<(), CliError> {
     let data = read(kind, &args.file)?;
     let mut spec: Value = json!({"Name": args.name, "Labels": {}, "Data": STANDARD.encode(data)});
+    if let Some(driver) = args.template_driver.filter(|driver| !driver.is_empty()) {
+        spec["Templating"] = json!({"Name": driver});
+    }
     change_labels(&mut spec, &["Labels"], &[], &args.label);
     let created: Created = client.post(&path(kind, "/create"), &spec).await?;
     print(&format!("{}\n", created.id))

@@ -179,11 +179,14 @@ impl Control {
                 (Some((claim, _)), Some(stamp)) => (stamp.lineage, stamp.epoch) < (claim.lineage, claim.epoch),
                 (None, _) | (_, None) => false,
             };
-            let service_name = self.store.service_spec(service).map(|spec| spec.name.clone()).unwrap_or_default();
+            let spec = self.store.service_spec(service);
+            let service_name = spec.map(|spec| spec.name.clone()).unwrap_or_default();
+            let service_labels = spec.map(|spec| spec.labels.clone()).unwrap_or_default();
             let fenced = fenced && !self.faults.no_fencing;
             let ports = task.ports.clone();
             let desired = task.desired;
-            wanted.insert(task.id, Wanted { service, slot, desired, template, service_name, ports, fenced });
+            let place = Wanted { service, slot, desired, template, service_name, service_labels, ports, fenced };
+            wanted.insert(task.id, place);
         }
         self.templates = templates;
         wanted

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{PortConfig, Reservations, TaskTemplate};
-use shoal_protocol::value::TaskReport;
+use shoal_protocol::value::{NodeStatus, TaskReport};
 use shoal_protocol::{ClusterId, NodeId, Now, ServiceId, TaskId, TaskState, Time};
 
 use super::admission::{self, Admission, Claims, Holding};
@@ -26,10 +26,22 @@ pub struct NodeIdentity {
     pub id: NodeId,
     /// Its host name.
     pub hostname: String,
+    /// Such as `linux`.
+    pub os: String,
+    /// Such as `x86_64`.
+    pub architecture: String,
     /// Its cluster.
     pub cluster: ClusterId,
     /// What it can give to tasks.
     pub capacity: Reservations,
+}
+
+impl NodeIdentity {
+    /// Returns who and what a node is that says `status` of itself.
+    pub fn new(id: NodeId, cluster: ClusterId, status: &NodeStatus) -> Self {
+        let NodeStatus { hostname, os, architecture, nano_cpus, memory_bytes, .. } = status.clone();
+        Self { id, hostname, os, architecture, cluster, capacity: Reservations { nano_cpus, memory_bytes } }
+    }
 }
 
 /// A task that a slot places on this node.
@@ -45,6 +57,8 @@ pub struct Wanted {
     pub template: Result<Arc<TaskTemplate>, String>,
     /// The service's name.
     pub service_name: String,
+    /// The service's labels, which templates may read.
+    pub service_labels: BTreeMap<String, String>,
     /// The service's published ports.
     pub ports: Vec<PortConfig>,
     /// Whether the slot was written under an older epoch than the highest that is known: a task is not started on its word. One
@@ -318,16 +332,20 @@ impl Entry {
     fn driver_call(&mut self, task: TaskId, call: Call, node: &NodeIdentity, now: Now) -> Option<DriverCall> {
         let template = self.wanted.as_ref().and_then(|wanted| wanted.template.as_ref().ok());
         match call {
-            Call::Prepare => match self.wanted.as_ref().zip(template) {
-                Some((wanted, template)) => {
-                    Some(DriverCall::Prepare(Box::new(plan::container_plan(task, wanted, template, node))))
+            Call::Prepare => {
+                let planned = match self.wanted.as_ref().zip(template) {
+                    Some((wanted, template)) => plan::container_plan(task, wanted, template, node),
+                    None => Err("its template cannot be read any more".to_owned()),
+                };
+                match planned {
+                    Ok(plan) => Some(DriverCall::Prepare(Box::new(plan))),
+                    Err(error) => {
+                        self.life.call = None;
+                        self.life.fail(TaskState::Rejected, &error, now);
+                        None
+                    }
                 }
-                None => {
-                    self.life.call = None;
-                    self.life.fail(TaskState::Rejected, "its template cannot be read any more", now);
-                    None
-                }
-            },
+            }
             Call::Start => Some(DriverCall::Start(task)),
             Call::Stop => {
                 let grace = template.map_or(STOP_GRACE_UNKNOWN, |template| plan::stop_grace(template));

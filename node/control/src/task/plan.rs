@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shoal_protocol::TaskId;
+use shoal_protocol::spec::templates::{self, TaskContext};
 use shoal_protocol::spec::{FileReference, Mount, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
 
 use super::{ContainerPlan, NodeIdentity, PlannedFile, Wanted};
@@ -23,10 +24,27 @@ pub fn stop_grace(template: &TaskTemplate) -> Duration {
     Duration::from_nanos(template.container_spec.stop_grace_period.unwrap_or(STOP_GRACE_NANOS_DEFAULT))
 }
 
-/// Resolves a task for the driver.
-pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, node: &NodeIdentity) -> ContainerPlan {
-    let spec = &template.container_spec;
+/// Resolves a task for the driver. The error says which template cannot be filled in here.
+pub fn container_plan(
+    task: TaskId,
+    wanted: &Wanted,
+    template: &TaskTemplate,
+    node: &NodeIdentity,
+) -> Result<ContainerPlan, String> {
     let name = format!("{}.{}.{task}", wanted.service_name, wanted.slot);
+    let context = TaskContext {
+        service_id: wanted.service.to_string(),
+        service_name: wanted.service_name.clone(),
+        service_labels: wanted.service_labels.clone(),
+        node_id: node.id.to_string(),
+        hostname: node.hostname.clone(),
+        architecture: node.architecture.clone(),
+        os: node.os.clone(),
+        task_id: task.to_string(),
+        task_name: name.clone(),
+        slot: wanted.slot.to_string(),
+    };
+    let spec = templates::expand(&template.container_spec, &context).map_err(|error| error.to_string())?;
     let mut env = spec.env.clone();
     env.extend([
         format!("SHOAL_NODE_ID={}", node.id),
@@ -50,7 +68,7 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    ContainerPlan {
+    Ok(ContainerPlan {
         task,
         service: wanted.service,
         service_name: wanted.service_name.clone(),
@@ -76,7 +94,8 @@ pub fn container_plan(task: TaskId, wanted: &Wanted, template: &TaskTemplate, no
         log_driver: template.log_driver.clone(),
         limits: template.resources.limits.clone(),
         host_ports: wanted.ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
-    }
+        context,
+    })
 }
 
 /// Reads a stored template; the error says what in it this version cannot do.
@@ -92,5 +111,7 @@ fn file(reference: FileReference<'_>) -> Result<PlannedFile, String> {
     let malformed = || format!("malformed {} reference", kind.name());
     let (uid, gid, mode) = file.ok_or_else(malformed)?.owner_and_mode().map_err(|error| error.to_string())?;
     let id = id.parse().map_err(|_| malformed())?;
-    Ok(PlannedFile { kind, id, name: name.to_owned(), path: reference.path().ok_or_else(malformed)?, uid, gid, mode })
+    let target = file.map(|file| file.name.clone()).unwrap_or_default();
+    let path = reference.path().ok_or_else(malformed)?;
+    Ok(PlannedFile { kind, id, name: name.to_owned(), target, path, uid, gid, mode })
 }

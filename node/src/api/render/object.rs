@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
-use shoal_protocol::object::{FileSpec, Kind};
+use shoal_protocol::object::{FileSpec, Kind, TEMPLATE_DRIVER};
 
 use super::Version;
 use crate::api::snapshot::ObjectView;
@@ -30,12 +30,20 @@ struct Spec {
     /// Of a config alone, base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    templating: Option<Driver>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Driver {
+    name: &'static str,
 }
 
 /// Renders a secret or config.
 pub fn file(kind: Kind, view: &ObjectView) -> File {
     // What is stored was read when it was accepted; a newer version may have accepted more.
-    let labels = FileSpec::parse(kind, &view.head.spec).unwrap_or_default().labels;
+    let FileSpec { labels, is_template, .. } = FileSpec::parse(kind, &view.head.spec).unwrap_or_default();
     File {
         id: view.id.to_string(),
         version: Version { index: view.head.index },
@@ -44,6 +52,7 @@ pub fn file(kind: Kind, view: &ObjectView) -> File {
         spec: Spec {
             name: view.head.name.clone(),
             labels,
+            templating: is_template.then_some(Driver { name: TEMPLATE_DRIVER }),
             data: (kind == Kind::Config).then(|| STANDARD.encode(&view.data)),
         },
     }

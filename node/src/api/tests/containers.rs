@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shoal_control::task::ContainerPlan;
 use shoal_protocol::spec::mount::MountKind;
+use shoal_protocol::spec::templates::TaskContext;
 use shoal_protocol::spec::{Limits, Mount, PublishMode, Settings};
 
 use super::*;
@@ -51,6 +52,7 @@ fn container(number: u32, state: ContainerState, created: WallTime, sizes: bool)
             log_driver: None,
             limits: Limits { memory_bytes: 33_554_432, ..Limits::default() },
             host_ports: vec![port],
+            context: TaskContext::default(),
         },
         image_id: "sha256:6d".to_owned(),
         args: ["sh", "-c", "sleep 1"].map(str::to_owned).to_vec(),

@@ -73,9 +73,9 @@ async fn refusals_have_dockers_words() {
         (
             Method::POST,
             "/configs/create",
-            r#"{"Name":"c","Data":"eA==","Templating":{"Name":"golang"}}"#,
+            r#"{"Name":"c","Data":"e3s=","Templating":{"Name":"golang"}}"#,
             400,
-            invalid("templated configs are not supported yet"),
+            invalid("failed to expand templated data: template: expansion:1: unclosed action"),
         ),
         (
             Method::POST,

@@ -13,7 +13,16 @@ use crate::driver::files::{KnownFiles, TaskFiles};
 use crate::driver::{LogQuery, LogStream};
 
 fn file(kind: Kind, id: u128, path: &str, (uid, gid, mode): (u32, u32, u32)) -> PlannedFile {
-    PlannedFile { kind, id: ObjectId(id), name: format!("f{id}"), path: path.to_owned(), uid, gid, mode }
+    PlannedFile {
+        kind,
+        id: ObjectId(id),
+        name: format!("f{id}"),
+        target: path.to_owned(),
+        path: path.to_owned(),
+        uid,
+        gid,
+        mode,
+    }
 }
 
 impl Suite<'_> {

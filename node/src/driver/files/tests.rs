@@ -14,6 +14,8 @@ fn node() -> NodeIdentity {
     NodeIdentity {
         id: NodeId(number | 1 << 100),
         hostname: "n1".to_owned(),
+        os: "linux".to_owned(),
+        architecture: "x86_64".to_owned(),
         cluster: ClusterId(1),
         capacity: Reservations::default(),
     }
@@ -27,16 +29,18 @@ fn plan(node: &NodeIdentity, files: &[(u128, u32)]) -> ContainerPlan {
         desired: TaskState::Running,
         template: Ok(Arc::new(template.clone())),
         service_name: "web".to_owned(),
+        service_labels: BTreeMap::new(),
         ports: Vec::new(),
         fenced: false,
     };
-    let mut plan = container_plan(TaskId(1), &wanted, &template, node);
+    let mut plan = container_plan(TaskId(1), &wanted, &template, node).unwrap();
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let file = |(id, mode): &(u128, u32)| PlannedFile {
         kind: Kind::Secret,
         id: ObjectId(*id),
         name: format!("sec{id}"),
+        target: format!("sec{id}"),
         path: format!("/run/secrets/sec{id}"),
         uid,
         gid,
@@ -71,6 +75,25 @@ async fn files_are_in_memory_and_go_without_a_trace() {
     for memory in MEMORY {
         assert!(!Path::new(memory).join(format!("shoal-{}", node.id)).exists());
     }
+}
+
+#[tokio::test]
+async fn templates_are_filled_in_from_the_tasks_other_files() {
+    let node = node();
+    let contents = [
+        (1, "hidden"),
+        (2, r#"{{secret "sec1"}}@{{.Node.Hostname}} {{env "SHOAL_TASK_SLOT"}}"#),
+        (3, "{{secret \"x\"}}"),
+    ];
+    let contents: BTreeMap<_, _> = contents.map(|(id, text)| (ObjectId(id), text.as_bytes().to_vec())).into();
+    let files = TaskFiles::new(node.id, Arc::new(KnownFiles(contents)));
+    let provided = files.provide(&plan(&node, &[(2, 0o400), (1, 0o400)])).await.unwrap();
+    assert_eq!(fs::read_to_string(&provided.mounts[0].source).unwrap(), "hidden@n1 1");
+    let error = files.provide(&plan(&node, &[(3, 0o400)])).await.unwrap_err();
+    assert!(matches!(error, FileError::Withheld(Withheld::Refused(_))), "{error}");
+    let want = "secret sec3: failed to expand templated data: template: expansion:1:2: executing \"expansion\" at <secret>: \
+                error calling secret: secret target x not found";
+    assert_eq!(error.to_string(), want);
 }
 
 #[tokio::test]

@@ -156,9 +156,6 @@ fn what_is_not_acted_on_is_refused_by_name() {
         (container(r#""OpenStdin":true"#), "an open standard input is"),
         (container(r#""Isolation":"hyperv""#), "isolation modes other than 'default' are"),
         (container(r#""Privileges":{"NoNewPrivileges":true}"#), "privileges are"),
-        (container(r#""Hostname":"{{.Node.Hostname}}""#), "templates in host names, environments and mounts are"),
-        (mount(r#""Type":"volume","Source":"{{.Task.ID}}""#), "templates in host names, environments and mounts are"),
-        (container(r#""Env":["A={{.Task.ID}}"]"#), "templates in host names, environments and mounts are"),
     ] {
         assert_eq!(ServiceSpec::parse(&spec(&patch)), Err(SpecError::Unsupported(want.to_owned())), "{patch}");
     }

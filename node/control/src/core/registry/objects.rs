@@ -117,8 +117,9 @@ pub(super) fn update(
     if kind == Kind::Network {
         return Err(WriteError::Invalid("networks cannot be updated".to_owned()));
     }
-    let name = FileSpec::parse(kind, spec).map_err(|error| WriteError::Invalid(error.to_string()))?.name;
-    if name != current.head.name {
+    let wanted = FileSpec::parse(kind, spec).map_err(|error| WriteError::Invalid(error.to_string()))?;
+    let was_template = FileSpec::parse(kind, &current.head.spec).is_ok_and(|spec| spec.is_template);
+    if (&wanted.name, wanted.is_template) != (&current.head.name, was_template) {
         return Err(WriteError::Invalid("only updates to Labels are allowed".to_owned()));
     }
     let index = version + 1;

@@ -14,6 +14,8 @@ fn agent() -> Agent {
     Agent::new(NodeIdentity {
         id: NodeId(7),
         hostname: "n7".to_owned(),
+        os: "linux".to_owned(),
+        architecture: "x86_64".to_owned(),
         cluster: ClusterId(9),
         capacity: Reservations { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30 },
     })
@@ -46,6 +48,7 @@ fn wanted(desired: TaskState) -> Wanted {
         desired,
         template: Ok(Arc::new(template(0))),
         service_name: "web".to_owned(),
+        service_labels: BTreeMap::new(),
         ports: Vec::new(),
         fenced: false,
     }
@@ -321,6 +324,25 @@ fn what_cannot_be_read_is_rejected() {
     let actions = drain(&mut agent);
     assert_eq!(states(&actions), [(1, TaskState::Rejected)]);
     assert!(calls(&actions).is_empty());
+}
+
+#[test]
+fn templates_are_filled_in_for_the_node_or_reject_the_task() {
+    let with_hostname = |hostname: &str, labels: &[(&str, &str)]| {
+        let mut template = template(0);
+        template.container_spec.hostname = hostname.to_owned();
+        let service_labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Wanted { template: Ok(Arc::new(template)), service_labels, ..wanted(TaskState::Running) }
+    };
+    let mut agent = listed_agent();
+    let good = with_hostname("{{.Node.Hostname}}-{{.Task.Slot}}-{{.Service.Labels.zone}}", &[("zone", "a")]);
+    set(&mut agent, &[(1, good), (2, with_hostname("{{.Service.Labels.zone}}", &[]))], at(1));
+    let actions = drain(&mut agent);
+    let calls = calls(&actions);
+    assert_eq!((calls.len(), plan_of(calls[0]).hostname.as_str()), (1, "n7-2-a"));
+    assert_eq!(states(&actions), [(1, TaskState::Preparing), (2, TaskState::Rejected)]);
+    let (_, rejected) = agent.statuses().last().unwrap();
+    assert!(rejected.error.starts_with("expanding hostname failed: template: expansion:1:17:"), "{}", rejected.error);
 }
 
 #[test]

@@ -84,6 +84,8 @@ fn only_labels_are_updated() {
     assert_eq!(carry_out(&mut store, 1, &update(1, "{}")), Err("update out of sequence".to_owned()));
     let renamed = carry_out(&mut store, 1, &update(2, r#"{"Name":"con2"}"#));
     assert_eq!(renamed, Err("only updates to Labels are allowed".to_owned()));
+    let template = carry_out(&mut store, 1, &update(2, r#"{"Name":"con1","Templating":{"Name":"golang"}}"#));
+    assert_eq!(template, Err("only updates to Labels are allowed".to_owned()));
     let object = store.object_with_data(Kind::Config, ID).unwrap();
     assert_eq!((object.head.index, object.head.spec.as_str()), (2, labelled));
     assert_eq!(object.data.len(), SEAL_BYTES + 1, "the data stay");

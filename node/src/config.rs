@@ -25,7 +25,8 @@ const TLSCERT_DEFAULT: &str = "/etc/shoal/cert.pem";
 const TLSKEY_DEFAULT: &str = "/etc/shoal/key.pem";
 
 /// What help says of the ways to call the daemon that are no flags.
-const AFTER_HELP: &str = "'shoald config' prints the configuration that these flags, variables and the file lead to.";
+const AFTER_HELP: &str = "'shoald config' prints the configuration that these flags, variables and the file lead to.\n\
+                          'shoald --version --verbose' lists what is inside, with versions and licences.";
 
 /// Run a node of a shoal cluster
 #[derive(Debug, Clone, Parser)]

@@ -17,7 +17,12 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some(shoal_node::supervisor::SUBCOMMAND) => return shoal_node::supervisor::main(arguments),
         Some(shoal_node::supervisor::check::SUBCOMMAND) => return shoal_node::supervisor::check::main(arguments),
+        Some("man") => return write_man(arguments.next()),
         Some(_) | None => {}
+    }
+    if asks_for_contents() {
+        print(contents());
+        return ExitCode::SUCCESS;
     }
     let shows = std::env::args_os().nth(1).is_some_and(|first| first == ShowConfig::SUBCOMMAND);
     let loaded = if shows {
@@ -41,6 +46,46 @@ fn main() -> ExitCode {
     run(loaded.config)
 }
 
+/// What the binaries of this version are made of: a line for each package with version and licence. A test compares it with
+/// what cargo says.
+const LICENCES: &str = include_str!("../licences.txt");
+
+/// Whether `--verbose` stands beside `--version`.
+fn asks_for_contents() -> bool {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let is = |names: &[&str]| arguments.iter().any(|argument| names.iter().any(|name| argument == name));
+    arguments.len() == 2 && is(&["--version", "-V"]) && is(&["--verbose"])
+}
+
+fn contents() -> String {
+    let command = Config::command();
+    format!(
+        "{}\nApache-2.0. Inside shoald and shoal, with versions and licences:\n\n{LICENCES}",
+        command.render_version().trim()
+    )
+}
+
+fn print(text: String) {
+    // Whoever closes the pipe has read enough.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+}
+
+/// Writes the manual page, which packages are built with.
+fn write_man(directory: Option<String>) -> ExitCode {
+    let Some(directory) = directory else {
+        eprintln!("shoald: man needs a directory to write to, which must exist");
+        return ExitCode::from(2);
+    };
+    let page = clap_mangen::Man::new(Config::command()).section("8");
+    match page.generate_to(&directory) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shoald: failed to write to {directory}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Checks a configuration and prints it, or that it is well.
 fn show(loaded: &Loaded, wants_text: bool) -> ExitCode {
     let config = &loaded.config;
@@ -51,8 +96,7 @@ fn show(loaded: &Loaded, wants_text: bool) -> ExitCode {
         return ExitCode::from(2);
     }
     if wants_text && !loaded.is_check() {
-        // Whoever closes the pipe has read enough.
-        let _ = std::io::Write::write_all(&mut std::io::stdout(), loaded.effective().as_bytes());
+        print(loaded.effective());
     } else {
         eprintln!("configuration OK");
     }

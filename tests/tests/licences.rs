@@ -100,6 +100,50 @@ fn every_licence_is_allowed() {
     assert!(refused.is_empty(), "\n{}", refused.join("\n"));
 }
 
+/// Where the list is that the daemon prints.
+const INSIDE: &str = "../node/licences.txt";
+
+/// Lists what the binaries are made of, a line for each package: what is linked, not what only helps to build.
+fn inside() -> String {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--locked", "--prefix", "none", "--edges", "normal,no-proc-macro", "--format", "{p}|{l}"])
+        .args(["--package", "shoal-node", "--package", "shoal-cli", "--target", "x86_64-unknown-linux-gnu"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.split_once('|'))
+        .filter(|(package, _)| !package.starts_with("shoal-"))
+        .map(|(package, licence)| {
+            let licence = match licence.trim_end_matches(" (*)") {
+                "" => "see its LICENSE file",
+                licence => licence,
+            };
+            format!("{} {licence}\n", package.replacen(" v", " ", 1))
+        })
+        .collect();
+    lines.into_iter().collect()
+}
+
+#[test]
+fn the_daemon_says_what_is_inside() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(INSIDE);
+    let inside = inside();
+    assert!(inside.lines().count() > 100, "{inside}");
+    if std::env::var("SHOAL_SNAPSHOTS").is_ok_and(|value| value == "write") {
+        std::fs::write(&path, &inside).unwrap();
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        known == inside,
+        "node/licences.txt is out of date: SHOAL_SNAPSHOTS=write cargo test -p shoal-tests --test licences"
+    );
+}
+
 #[test]
 fn our_packages_share_one_version_of_each_dependency() {
     let metadata = metadata();

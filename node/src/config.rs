@@ -44,7 +44,7 @@ pub struct Config {
     #[arg(long, env = "SHOALD_DATA_DIR", default_value = "/var/lib/shoal", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// Socket or port of the API, as unix://PATH or tcp://HOST[:PORT] (may be repeated)
+    /// Socket or port of the API, as unix://PATH or tcp://HOST:PORT (may be repeated)
     #[arg(short = 'H', long = "host", env = "SHOALD_HOST", default_value = HOST_DEFAULT, value_name = "URL",
         value_delimiter = ',')]
     pub hosts: Vec<Endpoint>,

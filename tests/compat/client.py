@@ -120,7 +120,8 @@ wait("the network is not used", network_gone)
 
 def events(kind):
     stream = client.events(since=began, until=int(time.time()) + 1, decode=True, filters={"type": kind, "scope": "swarm"})
-    return [[event["Type"], event["Action"], event["Actor"]["Attributes"].get("name")] for event in stream]
+    told = [[event["Type"], event["Action"], event["Actor"]["Attributes"].get("name")] for event in stream]
+    return [event for event in told if event[2] in ("py", "pysecret", "pyconfig")]
 
 
 step("events of secrets", lambda: events("secret"))

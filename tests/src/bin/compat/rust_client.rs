@@ -66,7 +66,7 @@ impl Client {
     async fn cluster(&mut self) -> Result<()> {
         let docker = self.docker.clone();
         self.step("ping", docker.ping()).await?;
-        self.step("swarm", async { Ok(docker.inspect_swarm().await?.spec) }).await?;
+        self.step("swarm", async { Ok(docker.inspect_swarm().await?.spec.and_then(|spec| spec.name)) }).await?;
         self.step("init", docker.init_swarm(model(json!({"ListenAddr": "0.0.0.0:2377"}))?)).await?;
         let workers = ListNodesOptionsBuilder::new().filters(&filters("role", "worker")).build();
         self.step("nodes", async { Ok(docker.list_nodes(Some(workers.clone())).await?.len()) }).await?;
@@ -77,7 +77,8 @@ impl Client {
         let spec: bollard::models::NodeSpec =
             model(json!({"Role": "worker", "Availability": "active", "Labels": {"by": "rust"}}))?;
         self.step("node update", docker.update_node(&id, spec.clone(), options.clone())).await?;
-        self.step("node update, stale", docker.update_node(&id, spec, options)).await?;
+        let other = bollard::models::NodeSpec { labels: None, ..spec };
+        self.step("node update, stale", docker.update_node(&id, other, options)).await?;
         self.step("node", async { Ok(docker.inspect_node(&id).await?.spec) }).await?;
         self.step("no node", docker.inspect_node("nosuch")).await
     }
@@ -118,7 +119,9 @@ impl Client {
             "UpdateConfig": {"Parallelism": 0, "Monitor": 1_000_000_000, "FailureAction": "pause", "Order": "stop-first"},
             "EndpointSpec": {"Mode": "vip", "Ports": [{"TargetPort": 80, "PublishedPort": 8091, "Protocol": "tcp"}]}});
         let id = docker.create_service(model(spec.clone())?, None).await?.id.context("a service without an id")?;
-        self.step("service again", docker.create_service(model(spec.clone())?, None)).await?;
+        let mut other = spec.clone();
+        other["EndpointSpec"] = json!({});
+        self.step("service again", docker.create_service(model(other)?, None)).await?;
         wait("two tasks run", async || Ok(running(&docker).await? == 2)).await?;
         self.step("service", docker.inspect_service("rust", None)).await?;
         let defaults = InspectServiceOptionsBuilder::new().insert_defaults(true).build();
@@ -159,6 +162,7 @@ impl Client {
         let options = UpdateServiceOptionsBuilder::new().version(i32::try_from(version)?).build();
         spec["TaskTemplate"]["ContainerSpec"]["Env"] = json!(["A=2"]);
         self.step("update", docker.update_service(id, model(spec.clone())?, options.clone(), None)).await?;
+        spec["TaskTemplate"]["ContainerSpec"]["Env"] = json!(["A=3"]);
         self.step("update, stale", docker.update_service(id, model(spec)?, options, None)).await?;
         wait("the update is over", async || {
             let read = docker.inspect_service(id, None).await?;

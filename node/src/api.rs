@@ -43,6 +43,7 @@ mod names;
 mod networks;
 mod nodes;
 mod objects;
+mod page;
 mod query;
 mod services;
 mod swarm;
@@ -153,11 +154,12 @@ struct Api {
     backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
+    page: Arc<page::Latest>,
 }
 
 /// Makes the API's router, for the sockets of this node and for other nodes that forward requests to it.
 pub fn router(backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Router {
-    let api = Api { backend, metrics, room: Arc::new(Semaphore::new(REQUESTS_MAX)) };
+    let api = Api { backend, metrics, room: Arc::new(Semaphore::new(REQUESTS_MAX)), page: Arc::default() };
     let routes = routes()
         .fallback(unsupported::fallback)
         .method_not_allowed_fallback(unsupported::fallback)
@@ -169,6 +171,8 @@ pub fn router(backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Router {
 
 fn routes() -> Router<Api> {
     Router::new()
+        .route("/", get(page::show))
+        .route("/shoal/page", get(page::show_contents))
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))

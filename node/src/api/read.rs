@@ -35,7 +35,10 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// Answers a request's question.
     pub fn snapshot(&self, want: &Want) -> Snapshot {
-        let tasks = self.tasks(&want.tasks);
+        let (tasks, tasks_left_out) = match want.tasks {
+            PickTasks::Foremost(most) => self.foremost(most),
+            ref pick => (self.tasks(pick), 0),
+        };
         let mut services = self.picked_services(&want.services);
         services.extend(tasks.iter().map(|task| task.service));
         let down = if want.counts { self.down() } else { BTreeSet::new() };
@@ -47,6 +50,7 @@ impl Source<'_> {
             Some(ServiceView { id, object, spec, progress, counts })
         });
         let nodes = self.picked_nodes(&want.nodes).into_iter().filter_map(|id| self.node(id));
+        let (states, running) = if want.states { self.states() } else { Default::default() };
         Snapshot {
             me: self.me,
             role: self.role,
@@ -55,20 +59,61 @@ impl Source<'_> {
             nodes: nodes.collect(),
             services: services.collect(),
             tasks,
-            states: if want.states { self.states() } else { BTreeMap::new() },
+            tasks_left_out,
+            states,
+            running,
             objects: want.objects.as_ref().map_or_else(Vec::new, |(kind, pick)| self.objects(*kind, pick)),
         }
     }
 
-    fn states(&self) -> BTreeMap<TaskState, u64> {
+    fn states(&self) -> (BTreeMap<TaskState, u64>, BTreeMap<NodeId, u64>) {
         let down = self.down();
-        let mut states = BTreeMap::new();
+        let (mut states, mut running) = (BTreeMap::new(), BTreeMap::new());
         for (_, _, task) in self.all_tasks() {
-            let report = task.node.and_then(|node| self.store.report(node, task.id));
-            let node_down = task.node.is_some_and(|node| down.contains(&node));
-            *states.entry(effective_state(task, report, node_down)).or_default() += 1;
+            let state = self.state_of(task, &down);
+            *states.entry(state).or_default() += 1;
+            if let (TaskState::Running, Some(node)) = (state, task.node) {
+                *running.entry(node).or_default() += 1;
+            }
         }
-        states
+        (states, running)
+    }
+
+    fn state_of(&self, task: &SlotTask, down: &BTreeSet<NodeId>) -> TaskState {
+        let report = task.node.and_then(|node| self.store.report(node, task.id));
+        let node_down = task.node.is_some_and(|node| down.contains(&node));
+        effective_state(task, report, node_down)
+    }
+
+    /// Copies no more tasks than are wanted, however many there are. Returns also how many were left out.
+    fn foremost(&self, most: usize) -> (Vec<TaskView>, usize) {
+        let down = self.down();
+        let mut ranked: [Vec<(ServiceId, SlotName, &SlotTask)>; 3] = Default::default();
+        for found in self.all_tasks() {
+            if let Some(rank) = rank(found.2, self.state_of(found.2, &down)) {
+                ranked[rank].push(found);
+            }
+        }
+        let fitting = ranked.iter().map(Vec::len).sum::<usize>();
+        let mut seen = BTreeMap::new();
+        let chosen = ranked.into_iter().flatten().take(most);
+        let tasks = chosen.map(|found| self.view(found, &mut seen)).collect();
+        (tasks, fitting.saturating_sub(most))
+    }
+
+    /// Copies a task. `down` remembers which nodes are gone from one task to the next.
+    fn view(
+        &self,
+        (service, slot, task): (ServiceId, SlotName, &SlotTask),
+        down: &mut BTreeMap<NodeId, bool>,
+    ) -> TaskView {
+        TaskView {
+            service,
+            slot,
+            report: task.node.and_then(|node| self.store.report(node, task.id)).cloned(),
+            node_down: task.node.is_some_and(|node| *down.entry(node).or_insert_with(|| self.is_down(node))),
+            task: task.clone(),
+        }
     }
 
     fn picked_nodes(&self, pick: &Pick) -> BTreeSet<NodeId> {
@@ -153,9 +198,7 @@ impl Source<'_> {
     fn counts(&self, service: ServiceId, replicas: Option<u64>, down: &BTreeSet<NodeId>) -> Counts {
         let mut counts = Counts::default();
         for task in self.store.slots(service).flat_map(|(_, slot)| &slot.tasks) {
-            let report = task.node.and_then(|node| self.store.report(node, task.id));
-            let node_down = task.node.is_some_and(|node| down.contains(&node));
-            let state = effective_state(task, report, node_down);
+            let state = self.state_of(task, down);
             let wanted = task.desired <= TaskState::Running;
             counts.desired += u64::from(wanted);
             counts.running += u64::from(wanted && state == TaskState::Running);
@@ -167,20 +210,14 @@ impl Source<'_> {
 
     fn tasks(&self, pick: &PickTasks) -> Vec<TaskView> {
         let mut down: BTreeMap<NodeId, bool> = BTreeMap::new();
-        let mut view = |service, slot, task: &SlotTask| TaskView {
-            service,
-            slot,
-            report: task.node.and_then(|node| self.store.report(node, task.id)).cloned(),
-            node_down: task.node.is_some_and(|node| *down.entry(node).or_insert_with(|| self.is_down(node))),
-            task: task.clone(),
-        };
         match pick {
             PickTasks::None => Vec::new(),
+            PickTasks::Foremost(most) => self.foremost(*most).0,
             PickTasks::Named(wanted) => {
                 let parsed = wanted.parse().ok();
                 self.all_tasks()
                     .filter(|(_, _, task)| task_fits(wanted, parsed, task.id))
-                    .map(|(service, slot, task)| view(service, slot, task))
+                    .map(|found| self.view(found, &mut down))
                     .collect()
             }
             PickTasks::Of { services, nodes } => {
@@ -197,7 +234,7 @@ impl Source<'_> {
                         .filter(|(_, _, task)| fits(task))
                         .collect()
                 };
-                chosen.into_iter().map(|(service, slot, task)| view(service, slot, task)).collect()
+                chosen.into_iter().map(|found| self.view(found, &mut down)).collect()
             }
         }
     }
@@ -216,4 +253,14 @@ fn tasks_of(
     (name, slot): (SlotName, &Slot),
 ) -> impl Iterator<Item = (ServiceId, SlotName, &SlotTask)> {
     slot.tasks.iter().map(move |task| (service, name, task))
+}
+
+/// Tells how soon people should see a task, from 0; `None` for what ended as it was meant to.
+fn rank(task: &SlotTask, state: TaskState) -> Option<usize> {
+    match state {
+        TaskState::Running => Some(1),
+        TaskState::Complete | TaskState::Shutdown | TaskState::Remove => None,
+        _ if task.desired <= TaskState::Running => Some(0),
+        _ => Some(2),
+    }
 }

@@ -18,7 +18,7 @@ pub use node::node;
 pub use object::file;
 pub use service::{Extras, service, update_state};
 pub use swarm::{JoinTokens, info, info_with_engine, spec_of_swarm, swarm, version};
-pub use task::task;
+pub use task::{task, words};
 pub use tls::TlsInfo;
 
 /// The API version that is spoken at most.

@@ -38,6 +38,8 @@ pub enum PickTasks {
     },
     /// Those whose identifier begins like this.
     Named(String),
+    /// What people look for first, at most so many: wanted ones that do not run, then those that run, then what failed.
+    Foremost(usize),
 }
 
 /// What a request needs to know.
@@ -51,7 +53,7 @@ pub struct Want {
     pub counts: bool,
     /// Tasks.
     pub tasks: PickTasks,
-    /// Whether all tasks are counted by their state.
+    /// Whether all tasks are counted by their state, and those that run by their node.
     pub states: bool,
     /// Secrets, configs or networks.
     pub objects: Option<(Kind, Pick)>,
@@ -72,10 +74,14 @@ pub struct Snapshot {
     pub nodes: Vec<NodeView>,
     /// The wanted services, by identifier.
     pub services: Vec<ServiceView>,
-    /// The wanted tasks, by service and slot, newest first.
+    /// The wanted tasks, by service and slot, newest first; those of [`PickTasks::Foremost`] as said there before that.
     pub tasks: Vec<TaskView>,
+    /// How many tasks [`PickTasks::Foremost`] would have had with a higher limit.
+    pub tasks_left_out: usize,
     /// How many tasks there are in each state, if they were to be counted.
     pub states: BTreeMap<TaskState, u64>,
+    /// How many tasks run on each node, if they were to be counted.
+    pub running: BTreeMap<NodeId, u64>,
     /// The wanted secrets, configs or networks, by identifier.
     pub objects: Vec<ObjectView>,
 }

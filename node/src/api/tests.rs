@@ -46,6 +46,7 @@ mod engine;
 mod events;
 mod networks;
 mod objects;
+mod page;
 mod reads;
 mod writes;
 

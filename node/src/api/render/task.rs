@@ -106,8 +106,8 @@ fn container_status(report: &TaskReport) -> Option<ContainerStatus> {
     })
 }
 
-/// Returns message and error: the node's own words, else the holder's.
-fn words(view: &TaskView, state: TaskState) -> (String, String) {
+/// Returns message and error of a task in a state: the node's own words, else the holder's.
+pub fn words(view: &TaskView, state: TaskState) -> (String, String) {
     let note = &view.task.note;
     match (&view.report, state) {
         (_, TaskState::Orphaned) => {

@@ -61,6 +61,12 @@ impl Client {
         decode(&collect(response).await?)
     }
 
+    /// Gets a text.
+    pub(crate) async fn get_text(&self, path: &str) -> Result<String, CliError> {
+        let response = self.send(Method::GET, path, empty(), ANSWER_TIMEOUT).await?;
+        Ok(String::from_utf8_lossy(&collect(response).await?).into_owned())
+    }
+
     /// Posts an object; an answer without content reads as JSON's `null`.
     pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, CliError> {
         let json = serde_json::to_vec(body).map_err(|error| CliError::Failed(error.to_string()))?;

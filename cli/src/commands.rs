@@ -10,11 +10,12 @@ mod join_token;
 mod leave;
 mod man;
 mod network;
-mod node;
+pub(crate) mod node;
 mod object;
 mod service;
 mod status;
-mod tasks;
+pub(crate) mod tasks;
+mod top;
 
 use clap::Subcommand;
 
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Events(events::EventsArgs),
     /// Display whether the cluster is well
     Status(status::StatusArgs),
+    /// Display nodes, services, tasks, leases, traffic and events, live
+    Top(top::TopArgs),
     /// Generate the autocompletion script for the specified shell
     Completion(completion::CompletionArgs),
     /// Write the manual pages
@@ -98,6 +101,7 @@ impl Command {
             Self::Image(command) => command.run(client).await,
             Self::Events(args) => events::run(client, args).await,
             Self::Status(args) => status::run(client, args).await,
+            Self::Top(args) => top::run(client, args).await,
             Self::Completion(args) => completion::run(&args),
             Self::Man(args) => man::run(&args),
         }

@@ -10,6 +10,7 @@ mod filter;
 mod health;
 mod hint;
 mod inspect;
+mod lines;
 mod model;
 mod mounts;
 mod networks;
@@ -20,8 +21,10 @@ mod settings;
 #[cfg(test)]
 mod snapshot;
 mod spec;
+mod status;
 mod table;
 mod time;
+mod top;
 mod units;
 mod words;
 

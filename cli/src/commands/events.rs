@@ -2,18 +2,15 @@
 
 use std::fmt::Write;
 
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::error::CliError;
 use crate::filter::{Filter, query};
+use crate::lines::Lines;
 use crate::output::print;
 use crate::time;
 use shoal_protocol::template::Template;
-
-/// Bytes of one event at most; more is not the daemon's format.
-const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Flags of `events`.
 #[derive(Debug, clap::Args)]
@@ -67,21 +64,11 @@ pub(crate) async fn run(client: &Client, args: EventsArgs) -> Result<(), CliErro
     };
     let path =
         format!("/events?{}{}{}", moment("since", &args.since), moment("until", &args.until), query(&args.filter));
-    let mut body = client.stream(&path).await?;
-    let mut buffer: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| CliError::Failed(format!("the daemon broke its events off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        buffer.extend_from_slice(&data);
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            print(&format.write(&line)?)?;
-            if let Some(error) = overflow(&line) {
-                return Err(CliError::Failed(error));
-            }
-        }
-        if buffer.len() > LINE_BYTES_MAX {
-            return Err(CliError::Failed(format!("an event of the daemon is larger than {LINE_BYTES_MAX} bytes")));
+    let mut lines = Lines::new(client.stream(&path).await?);
+    while let Some(line) = lines.next().await? {
+        print(&format.write(&line)?)?;
+        if let Some(error) = overflow(&line) {
+            return Err(CliError::Failed(error));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! `shoal node …`.
 
 mod inspect;
-mod ls;
+pub(crate) mod ls;
 mod ps;
 mod rm;
 mod role;

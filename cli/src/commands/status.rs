@@ -1,12 +1,12 @@
 //! `shoal status`.
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::error::CliError;
 use crate::inspect;
 use crate::output::{TABLE, print};
+use crate::status::Status;
 use crate::table;
 
 /// Flags of `status`.
@@ -15,44 +15,6 @@ pub(crate) struct StatusArgs {
     /// Format output: 'table', 'json', or a Go template
     #[arg(long, default_value = TABLE, value_name = "FORMAT")]
     format: String,
-}
-
-/// What the daemon says of the cluster. Source: shoal's own API, `GET /shoal/status`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Status {
-    cluster: String,
-    node: String,
-    quorum: bool,
-    voters: Vec<String>,
-    leases: Vec<Lease>,
-    nodes: Vec<Node>,
-    agree: bool,
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Lease {
-    lease: String,
-    holder: String,
-    epoch: u64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Node {
-    #[serde(rename = "ID")]
-    id: String,
-    hostname: String,
-    state: String,
-    digest: String,
-}
-
-impl Status {
-    fn is_well(&self) -> bool {
-        self.quorum && self.agree && self.warnings.is_empty()
-    }
 }
 
 /// Prints how the cluster is; fails if it is not well.
@@ -92,13 +54,7 @@ fn render(status: &Status) -> String {
         .nodes
         .iter()
         .map(|node| {
-            let held: Vec<&str> = status
-                .leases
-                .iter()
-                .filter(|lease| lease.holder == node.id)
-                .map(|lease| lease.lease.as_str())
-                .collect();
-            [node.id.clone(), node.hostname.clone(), node.state.clone(), node.digest.clone(), held_text(&held)]
+            [node.id.clone(), node.hostname.clone(), node.state.clone(), node.digest.clone(), status.held_by(&node.id)]
         })
         .collect();
     text.push_str(&table::render(["ID", "HOSTNAME", "STATE", "DIGEST", "LEASES"], &rows));
@@ -114,17 +70,6 @@ fn render(status: &Status) -> String {
         text.push_str(&format!("WARNING: {warning}\n"));
     }
     text
-}
-
-/// Names the registry and counts the shards.
-fn held_text(held: &[&str]) -> String {
-    let shards = held.iter().filter(|lease| lease.starts_with("shard")).count();
-    let registry = if held.contains(&"registry") { "registry" } else { "" };
-    match (registry, shards) {
-        (registry, 0) => registry.to_owned(),
-        ("", shards) => format!("{shards} shards"),
-        (registry, shards) => format!("{registry}, {shards} shards"),
-    }
 }
 
 #[cfg(test)]

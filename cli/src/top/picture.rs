@@ -6,8 +6,8 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Wrap};
 
-use crate::top::rows::{Cell, Column, Row, Tone, clean, columns};
-use crate::top::state::{Overlay, Pane, State, layout};
+use crate::top::rows::{Cell, Column, Row, Tone, clean, columns, layout};
+use crate::top::state::{Overlay, Pane, State};
 
 /// Rows of a screen from which the last events have a place of their own.
 const TALL: u16 = 24;

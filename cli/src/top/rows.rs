@@ -361,3 +361,35 @@ fn toned(text: impl ToString, tone: Tone) -> Cell {
 pub(crate) fn clean(text: &str) -> String {
     text.chars().take(CELL_CHARS_MAX).map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
+
+/// Chooses columns and their widths: those that can be spared go first where room is short, and the last takes what is left.
+pub(crate) fn layout(columns: &[Column], rows: &[Row], width: usize) -> Vec<(usize, usize)> {
+    let wanted = |index: usize| {
+        let column = &columns[index];
+        let longest = rows.iter().map(|row| row.cells[index].text.chars().count()).max().unwrap_or(0);
+        longest.clamp(column.heading.len(), column.most.max(column.heading.len()))
+    };
+    let mut shown: Vec<(usize, usize)> = (0..columns.len()).map(|index| (index, wanted(index))).collect();
+    let total = |shown: &[(usize, usize)]| shown.iter().map(|(_, width)| width + 2).sum::<usize>().saturating_sub(2);
+    while total(&shown) > width {
+        // One that could be wide may be narrow, as long as something of it is seen.
+        let over = total(&shown) - width;
+        let widest = shown.iter_mut().max_by_key(|(_, width)| *width);
+        if let Some((index, wide)) = widest
+            && *wide > over
+            && *wide - over >= columns[*index].heading.len().max(NARROW)
+        {
+            *wide -= over;
+            break;
+        }
+        let spare = shown.iter().enumerate().max_by_key(|(_, (index, _))| columns[*index].spare);
+        match spare.map(|(place, (index, _))| (place, columns[*index].spare)) {
+            Some((place, spare)) if spare > 0 => drop(shown.remove(place)),
+            _ => break,
+        }
+    }
+    shown
+}
+
+/// Characters that a column keeps when it has to give some away.
+const NARROW: usize = 12;

@@ -1,9 +1,10 @@
 //! What Docker's API has and shoal has not: refused by name, so that nobody takes silence for success.
 
+use axum::body::{Body, to_bytes};
 use axum::extract::Path;
 use axum::http::{Method, StatusCode, Uri};
 
-use super::ApiError;
+use super::{ApiError, BODY_BYTES_MAX};
 
 /// First parts of Docker's paths, with what they are about.
 const DOCKER: [(&str, &str); 19] = [
@@ -29,7 +30,12 @@ const DOCKER: [(&str, &str); 19] = [
 ];
 
 /// Answers what no other handler does.
-pub(super) async fn fallback(method: Method, uri: Uri) -> ApiError {
+///
+/// The body is read first, as far as bodies are read at all: a client that is still writing when its connection is closed sees
+/// that alone, and not the refusal.
+pub(super) async fn fallback(method: Method, uri: Uri, body: Body) -> ApiError {
+    // What the body says, or that it is too large, makes no difference.
+    let _ = to_bytes(body, BODY_BYTES_MAX).await;
     let first = uri.path().split('/').nth(1).unwrap_or_default();
     match DOCKER.iter().find(|(part, _)| *part == first) {
         Some((_, what)) => {

@@ -206,14 +206,20 @@ impl Lab {
         let first = self.node(1);
         first.start()?;
         first.wait_answers(START_WAIT)?;
-        for role in ["manager", "worker"] {
-            let token = first.shoal().ok(&["join-token", "-q", role])?;
-            fs::write(self.token_file(role), token)?;
-        }
+        self.note_tokens(first)?;
         for node in self.nodes().skip(1) {
             node.start()?;
         }
         wait_until("all nodes are ready on all nodes", FORM_WAIT, || self.all_ready())?;
+        Ok(())
+    }
+
+    /// Notes the present join tokens of a manager's cluster, for nodes that are started from now on.
+    pub fn note_tokens(&self, manager: Node<'_>) -> Result<()> {
+        for role in ["manager", "worker"] {
+            let token = manager.shoal().ok(&["join-token", "-q", role])?;
+            fs::write(self.token_file(role), token)?;
+        }
         Ok(())
     }
 

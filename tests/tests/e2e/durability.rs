@@ -101,7 +101,10 @@ fn writes_survive(lab: &Lab) -> Result<()> {
         lab.nodes().try_for_each(|node| node.start())?;
         wait_until("all nodes are ready", WAIT, || lab.all_ready())?;
         // Voters that are gone are not replaced by themselves yet: their removal does it.
+        let root = lab.node(1).shoal().ok(&["ca"])?;
         lab.node(1).shoal().ok(&["node", "rm", "--force", &lost])?;
+        wait_until("the lost node's keys are replaced", WAIT, || Ok(lab.node(1).shoal().ok(&["ca"])? != root))?;
+        lab.note_tokens(lab.node(1))?;
         wait_until("the voters are three again", WAIT, || {
             let status = lab.node(1).shoal().status()?;
             let voters = status["Voters"].as_array().cloned().unwrap_or_default();

@@ -129,7 +129,10 @@ pub(super) async fn remove(
 pub(super) async fn attach(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
     match api.engine_behind(&request) {
         Some(engine) => engine.pass(request).await,
-        None => Err(unsupported::fallback(request.method().clone(), request.uri().clone()).await),
+        None => {
+            let (head, body) = request.into_parts();
+            Err(unsupported::fallback(head.method, head.uri, body).await)
+        }
     }
 }
 

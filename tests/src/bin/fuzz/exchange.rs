@@ -68,14 +68,15 @@ pub fn send(socket: &Path, request: &Request, cut_at: u64) -> Result<Outcome> {
     if !request.is_whole {
         let _ = stream.shutdown(std::net::Shutdown::Write);
     }
-    answer(&mut stream)
+    // The answer to HEAD has a body's head and no body.
+    answer(&mut stream, !request.bytes.starts_with(b"HEAD "))
 }
 
 fn is_closed(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
-fn answer(stream: &mut UnixStream) -> Result<Outcome> {
+fn answer(stream: &mut UnixStream, has_body: bool) -> Result<Outcome> {
     let (begun, mut bytes) = (Instant::now(), Vec::new());
     let head_end = loop {
         if let Some(end) = find(&bytes, b"\r\n\r\n") {
@@ -92,7 +93,7 @@ fn answer(stream: &mut UnixStream) -> Result<Outcome> {
     let head = String::from_utf8_lossy(&bytes[..head_end]).into_owned();
     let status: u16 =
         head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("an answer without a status")?;
-    if status >= 500 {
+    if status >= 500 && has_body {
         let begun = Instant::now();
         while bytes.len() < LOOKED_AT_MAX && !says_why(&bytes[head_end..]) {
             let left = BODY_WAIT.saturating_sub(begun.elapsed());

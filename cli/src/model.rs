@@ -109,6 +109,14 @@ pub(crate) struct Service {
     pub(crate) endpoint: Endpoint,
     pub(crate) update_status: Option<UpdateStatus>,
     pub(crate) service_status: Option<ServiceStatus>,
+    pub(crate) job_status: Option<JobStatus>,
+}
+
+/// How often a job was run again.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct JobStatus {
+    pub(crate) job_iteration: Version,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,6 +140,7 @@ pub(crate) struct UpdateStatus {
 pub(crate) struct ServiceStatus {
     pub(crate) running_tasks: u64,
     pub(crate) desired_tasks: u64,
+    pub(crate) completed_tasks: u64,
 }
 
 /// A task.
@@ -144,11 +153,13 @@ pub(crate) struct Task {
     pub(crate) spec: TaskTemplate,
     #[serde(rename = "ServiceID")]
     pub(crate) service_id: String,
-    pub(crate) slot: u64,
+    /// The number of its slot, which jobs count from 0; `None` if its slot is a node.
+    pub(crate) slot: Option<u64>,
     #[serde(rename = "NodeID")]
     pub(crate) node_id: String,
     pub(crate) status: TaskStatus,
     pub(crate) desired_state: String,
+    pub(crate) job_iteration: Option<Version>,
 }
 
 #[derive(Debug, Default, Deserialize)]

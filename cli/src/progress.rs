@@ -5,11 +5,15 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use shoal_protocol::spec::ModeKind;
 
 use crate::client::{Client, escape};
+use crate::commands::tasks::slot_name;
 use crate::error::CliError;
 use crate::filter::{Filter, query};
 use crate::model::{Service, Task};
+
+mod jobs;
 
 /// Between two looks at the service.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -23,6 +27,8 @@ const STATES: [&str; 8] = ["new", "pending", "assigned", "accepted", "preparing"
 /// What one look at the service showed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Look {
+    /// How far all is, a line each.
+    sums: Vec<String>,
     /// Tasks that are wanted.
     total: u64,
     /// Of them, how many run.
@@ -64,6 +70,16 @@ async fn converge(client: &Client, id: &str, name: &str, asked: Asked, display: 
     loop {
         let service: Service = client.get(&service_path).await?;
         let tasks: Vec<Task> = client.get(&tasks_path).await?;
+        if service.spec.mode.is_job() {
+            let (look, is_over) = jobs::look(&service, &tasks);
+            display.show(&look);
+            if is_over {
+                display.verify("job complete");
+                return Ok(());
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+            continue;
+        }
         let look = look(&service, &tasks);
         let update = service.update_status.as_ref();
         let state = update.map_or("", |update| update.state.as_str());
@@ -117,25 +133,27 @@ fn converged(name: &str, failure: Option<String>, display: &mut Display) -> Resu
 fn look(service: &Service, tasks: &[Task]) -> Look {
     let mut by_slot: BTreeMap<String, &Task> = BTreeMap::new();
     for task in tasks.iter().filter(|task| rank(&task.desired_state) <= rank("running")) {
-        let slot = if task.slot == 0 { task.node_id.clone() } else { format!("{:09}", task.slot) };
-        let best = by_slot.entry(slot).or_insert(task);
+        let best = by_slot.entry(slot_key(task)).or_insert(task);
         if rank(&task.status.state) <= rank("running") && rank(&task.status.state) > rank(&best.status.state) {
             *best = task;
         }
     }
-    let total = service.spec.mode.replicas().unwrap_or_else(|| {
-        let counted = service.service_status.as_ref().map_or(0, |status| status.desired_tasks);
-        counted.max(by_slot.len() as u64)
-    });
+    let total = match service.spec.mode.kind() {
+        ModeKind::Replicated { replicas } => replicas,
+        ModeKind::Global | ModeKind::ReplicatedJob { .. } | ModeKind::GlobalJob => {
+            let counted = service.service_status.as_ref().map_or(0, |status| status.desired_tasks);
+            counted.max(by_slot.len() as u64)
+        }
+    };
     let running = by_slot.values().filter(|task| task.status.state == "running").count() as u64;
-    let slots = by_slot
-        .into_iter()
-        .map(|(slot, task)| {
-            let shown = if task.slot == 0 { slot } else { task.slot.to_string() };
-            (shown, (task.status.state.clone(), task.status.err.clone()))
-        })
-        .collect();
-    Look { total, running, slots }
+    let sums = vec![format!("overall progress: {running} out of {total} tasks")];
+    let shown = |task: &Task| (slot_name(task), (task.status.state.clone(), task.status.err.clone()));
+    Look { sums, total, running, slots: by_slot.into_values().map(shown).collect() }
+}
+
+/// Returns a key by which slots are told apart and sorted.
+fn slot_key(task: &Task) -> String {
+    task.slot.map_or_else(|| task.node_id.clone(), |slot| format!("{slot:09}"))
 }
 
 fn rank(state: &str) -> usize {
@@ -145,30 +163,26 @@ fn rank(state: &str) -> usize {
 /// Where progress is shown: always standard error, so that standard output holds the identifier alone.
 enum Display {
     Silent,
-    Lines { overall: String, reasons: BTreeMap<String, String>, verify: String },
-    Bars { all: MultiProgress, overall: ProgressBar, slots: BTreeMap<String, ProgressBar>, verify: ProgressBar },
+    Lines { overall: Vec<String>, reasons: BTreeMap<String, String>, verify: String },
+    Bars { all: MultiProgress, overall: Vec<ProgressBar>, slots: BTreeMap<String, ProgressBar>, verify: ProgressBar },
 }
 
 impl Display {
     fn new() -> Self {
         if !io::stderr().is_terminal() {
-            return Self::Lines { overall: String::new(), reasons: BTreeMap::new(), verify: String::new() };
+            return Self::Lines { overall: Vec::new(), reasons: BTreeMap::new(), verify: String::new() };
         }
         let all = MultiProgress::new();
-        let overall = all.add(line());
         let verify = all.add(line());
-        Self::Bars { all, overall, slots: BTreeMap::new(), verify }
+        Self::Bars { all, overall: Vec::new(), slots: BTreeMap::new(), verify }
     }
 
     fn show(&mut self, look: &Look) {
-        let sum = format!("overall progress: {} out of {} tasks", look.running, look.total);
         match self {
             Self::Silent => {}
             Self::Lines { overall, reasons, .. } => {
-                if *overall != sum {
-                    say(&sum);
-                    *overall = sum;
-                }
+                look.sums.iter().filter(|sum| !overall.contains(*sum)).for_each(|sum| say(sum));
+                overall.clone_from(&look.sums);
                 for (slot, (state, reason)) in &look.slots {
                     if !reason.is_empty() && reasons.insert(slot.clone(), reason.clone()).as_ref() != Some(reason) {
                         say(&format!("{}: {state}: {reason}", position(slot, look)));
@@ -176,7 +190,10 @@ impl Display {
                 }
             }
             Self::Bars { all, overall, slots, verify } => {
-                overall.set_message(sum);
+                while overall.len() < look.sums.len() {
+                    overall.push(all.insert(overall.len(), line()));
+                }
+                overall.iter().zip(&look.sums).for_each(|(bar, sum)| bar.set_message(sum.clone()));
                 if look.total > BARS_MAX {
                     return;
                 }
@@ -213,7 +230,7 @@ impl Display {
 
     fn finish(&mut self) {
         if let Self::Bars { overall, slots, verify, .. } = self {
-            for bar in std::iter::once(overall).chain(slots.values_mut()).chain([verify]) {
+            for bar in overall.iter().chain(slots.values()).chain([&*verify]) {
                 bar.abandon();
             }
         }

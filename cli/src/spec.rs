@@ -23,6 +23,9 @@ pub(crate) struct SpecArgs {
     /// Number of tasks
     #[arg(long, value_name = "N")]
     replicas: Option<u64>,
+    /// Number of job tasks to run concurrently (default equal to --replicas)
+    #[arg(long, value_name = "N")]
+    max_concurrent: Option<u64>,
     /// Maximum number of tasks per node (0 = unlimited)
     #[arg(long, value_name = "N")]
     replicas_max_per_node: Option<u64>,
@@ -135,22 +138,34 @@ impl SpecArgs {
     pub(crate) fn apply(&self, spec: &mut Value) -> Result<(), CliError> {
         self.apply_mode(spec)?;
         self.apply_resources(spec);
-        self.apply_restart(spec);
+        self.apply_restart(spec)?;
         self.apply_update(spec);
+        if is_job(spec) && (!spec["UpdateConfig"].is_null() || !spec["RollbackConfig"].is_null()) {
+            let text = "update and rollback configuration is not supported for jobs";
+            return Err(CliError::Misused(text.to_owned()));
+        }
         self.apply_container(spec)?;
         self.settings.apply(spec);
         self.health.apply(spec)
     }
 
     fn apply_mode(&self, spec: &mut Value) -> Result<(), CliError> {
-        let is_global = spec["Mode"].get("Global").is_some();
-        if is_global && self.replicas.is_some() {
-            return Err(CliError::Misused("replicas can only be used with replicated mode".to_owned()));
+        let misused = |text: &str| Err(CliError::Misused(text.to_owned()));
+        let path = replicas_path(spec);
+        let is_job = spec["Mode"].get("ReplicatedJob").is_some();
+        if path.is_none() && self.replicas.is_some() {
+            return misused("replicas can only be used with replicated or replicated-job mode");
         }
-        if is_global && self.replicas_max_per_node.is_some_and(|most| most > 0) {
-            return Err(CliError::Misused("replicas-max-per-node can only be used with replicated mode".to_owned()));
+        if path.is_none() && self.replicas_max_per_node.is_some_and(|most| most > 0) {
+            return misused("replicas-max-per-node can only be used with replicated or replicated-job mode");
         }
-        set(spec, &["Mode", "Replicated", "Replicas"], self.replicas);
+        if !is_job && self.max_concurrent.is_some() {
+            return misused("max-concurrent can only be used with replicated-job mode");
+        }
+        if let Some(path) = path {
+            set(spec, &path, self.replicas);
+        }
+        set(spec, &["Mode", "ReplicatedJob", "MaxConcurrent"], self.max_concurrent);
         set(spec, &["TaskTemplate", "Placement", "MaxReplicas"], self.replicas_max_per_node);
         Ok(())
     }
@@ -164,15 +179,21 @@ impl SpecArgs {
         set(spec, &resource("Reservations", "MemoryBytes"), self.reserve_memory.map(|bytes| bytes.0));
     }
 
-    fn apply_restart(&self, spec: &mut Value) {
+    fn apply_restart(&self, spec: &mut Value) -> Result<(), CliError> {
+        if is_job(spec) && self.restart_condition.as_deref() == Some("any") {
+            let text = "restart-condition any cannot be used with jobs: a task that completed has done its work";
+            return Err(CliError::Misused(text.to_owned()));
+        }
         let given = [
             ("Condition", self.restart_condition.as_ref().map(|condition| json!(condition))),
             ("Delay", self.restart_delay.map(|delay| json!(delay.0))),
             ("MaxAttempts", self.restart_max_attempts.map(|attempts| json!(attempts))),
             ("Window", self.restart_window.map(|window| json!(window.0))),
         ];
-        let defaults = json!({"Condition": "any", "Delay": RESTART_DELAY_NANOS_DEFAULT, "MaxAttempts": 0});
+        let condition = if is_job(spec) { "on-failure" } else { "any" };
+        let defaults = json!({"Condition": condition, "Delay": RESTART_DELAY_NANOS_DEFAULT, "MaxAttempts": 0});
         set_policy(spec, &["TaskTemplate", "RestartPolicy"], given, defaults);
+        Ok(())
     }
 
     fn apply_update(&self, spec: &mut Value) {
@@ -211,6 +232,21 @@ impl SpecArgs {
         }
         Ok(())
     }
+}
+
+/// Returns where a spec says how many tasks there are, if its mode has a number of them.
+pub(crate) fn replicas_path(spec: &Value) -> Option<[&'static str; 3]> {
+    let mode = &spec["Mode"];
+    if mode.get("ReplicatedJob").is_some() {
+        return Some(["Mode", "ReplicatedJob", "TotalCompletions"]);
+    }
+    let has_none = mode.get("Global").is_some() || mode.get("GlobalJob").is_some();
+    (!has_none).then_some(["Mode", "Replicated", "Replicas"])
+}
+
+/// Returns whether a spec is that of a job.
+fn is_job(spec: &Value) -> bool {
+    ["ReplicatedJob", "GlobalJob"].iter().any(|mode| spec["Mode"].get(mode).is_some())
 }
 
 /// Writes a value at a path of objects, if there is one to write.

@@ -25,7 +25,7 @@ pub const SCHEMA_COLLECTED: u16 = 0;
 /// The name of a slot: what one task at a time fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SlotName {
-    /// Replica number of a replicated service, from 1.
+    /// Replica number of a replicated service, from 1, or of a replicated job, from 0.
     Replica(u32),
     /// The node of a global service.
     Node(NodeId),

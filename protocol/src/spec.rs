@@ -12,6 +12,7 @@ use crate::token::Role;
 pub mod constraint;
 pub mod file;
 mod health;
+mod mode;
 pub mod mount;
 mod proxy;
 pub mod settings;
@@ -22,6 +23,7 @@ pub mod validate;
 pub use constraint::Constraint;
 pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
 pub use health::Healthcheck;
+pub use mode::{Global, GlobalJob, Mode, ModeKind, Replicated, ReplicatedJob};
 pub use mount::Mount;
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use settings::{LogDriver, Settings};
@@ -219,7 +221,7 @@ pub enum RestartCondition {
     None,
     /// After a failure.
     OnFailure,
-    /// After every end.
+    /// After every end; of a job, whose completed tasks have done their work, after every other end.
     #[default]
     Any,
 }
@@ -252,41 +254,6 @@ pub struct Platform {
     #[serde(rename = "OS")]
     pub os: String,
 }
-
-/// How many tasks a service has. Exactly one field is set; none means one replica.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct Mode {
-    /// A number of tasks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicated: Option<Replicated>,
-    /// One task on every eligible node.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub global: Option<Global>,
-}
-
-impl Mode {
-    /// Returns the number of replicas, or `None` for a global service.
-    pub fn replicas(&self) -> Option<u64> {
-        match (&self.replicated, &self.global) {
-            (_, Some(Global {})) => None,
-            (Some(replicated), None) => Some(replicated.replicas.unwrap_or(1)),
-            (None, None) => Some(1),
-        }
-    }
-}
-
-/// A number of tasks.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct Replicated {
-    /// How many; `None` means one.
-    pub replicas: Option<u64>,
-}
-
-/// One task on every eligible node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Global {}
 
 /// How a change is rolled out. Source: Docker Engine API v1.50, `ServiceSpec.UpdateConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -432,16 +399,9 @@ mod tests {
             "TargetPort":8080,"PublishedPort":8080,"PublishMode":"ingress"}]}}"#,
         )
         .unwrap();
-        assert_eq!(spec.mode.replicas(), Some(3));
+        assert_eq!(spec.mode.kind(), ModeKind::Replicated { replicas: 3 });
         assert_eq!(spec.endpoint_spec.ports[0].published_port, 8080);
         assert_eq!(spec.update_policy().parallelism, 1);
         assert_eq!(spec.task_template.restart_policy.condition, RestartCondition::Any);
-    }
-
-    #[test]
-    fn modes_count_as_docker_counts_them() {
-        for (json, want) in [("{}", Some(1)), (r#"{"Replicated":{}}"#, Some(1)), (r#"{"Global":{}}"#, None)] {
-            assert_eq!(serde_json::from_str::<Mode>(json).unwrap().replicas(), want, "{json}");
-        }
     }
 }

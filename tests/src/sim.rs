@@ -9,18 +9,19 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_control::core::{Action, Event, Faults, RequestId, bootstrap};
+use shoal_control::task::{DriverCall, DriverReport};
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{ClusterId, NodeId, Now, Time, WallTime};
+use shoal_protocol::{ClusterId, NodeId, Now, TaskId, Time, WallTime};
 
 pub mod check;
 pub mod host;
 mod roles;
 pub mod workload;
 
-pub use host::BROKEN_IMAGE;
+pub use host::{BROKEN_IMAGE, JOB_IMAGE};
 
 use host::Host;
 
@@ -55,6 +56,8 @@ enum Happening {
     Event { life: u64, event: Box<Event> },
     /// A manager answers a node that asked for another credential.
     Renewed { life: u64 },
+    /// The work of a container is done.
+    Ends { task: TaskId },
     /// A batch reaches a node's disk.
     Disk { life: u64, token: u64, batch: Box<shoal_control::core::PersistBatch> },
 }
@@ -352,6 +355,15 @@ impl Sim {
     fn step(&mut self) {
         let Some(Queued { at, node, what, .. }) = self.queue.pop() else { return };
         self.now = self.now.max(at);
+        if let Happening::Ends { task } = what {
+            if self.hosts[node].end(task) {
+                let life = self.hosts[node].life;
+                let report = DriverReport::Exited { code: 0, error: String::new() };
+                let event = Box::new(Event::Driver { task, report });
+                self.queue(Duration::ZERO, node, Happening::Event { life, event });
+            }
+            return;
+        }
         if self.hosts[node].paused {
             if !matches!(what, Happening::Wake) {
                 self.hosts[node].held_back.push(what);
@@ -368,7 +380,9 @@ impl Sim {
                 host.handle(Event::Persisted { token }, now);
             }
             Happening::Renewed { life } if life == host.life => self.renew(node),
-            Happening::Event { .. } | Happening::Disk { .. } | Happening::Renewed { .. } => return,
+            Happening::Event { .. } | Happening::Disk { .. } | Happening::Renewed { .. } | Happening::Ends { .. } => {
+                return;
+            }
         }
         self.perform(node);
         self.history.observe(&self.hosts, self.now, self.options.seed);
@@ -388,7 +402,11 @@ impl Sim {
                     self.answers.insert(request, result);
                 }
                 Action::Driver { task, call } => {
+                    let starts = matches!(call, DriverCall::Start(_));
                     let reports = self.hosts[index].drive(task, call, &mut self.random);
+                    if starts && let Some(after) = self.hosts[index].works_for(task, &mut self.random) {
+                        self.queue(after, index, Happening::Ends { task });
+                    }
                     for (after, report) in reports {
                         let event = Box::new(Event::Driver { task, report });
                         self.queue(after, index, Happening::Event { life, event });

@@ -11,7 +11,7 @@ use shoal_protocol::value::UpdateState;
 use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{NodeId, ServiceId};
 use shoal_tests::sim::workload::{self, Report};
-use shoal_tests::sim::{BROKEN_IMAGE, Counts, Options, Sim};
+use shoal_tests::sim::{BROKEN_IMAGE, Counts, JOB_IMAGE, Options, Sim};
 
 /// Seeds of the storm, divided over this many tests so that they use all cores.
 const SEEDS: u64 = 520;
@@ -324,6 +324,52 @@ fn a_failing_update_is_rolled_back_when_its_holder_dies_at_any_moment() {
         let until_crash = Duration::from_millis(seed * 100);
         let (state, images) = update_without_its_holder(seed, BROKEN_IMAGE, until_crash);
         assert_eq!((state, images), (UpdateState::RollbackCompleted, vec!["fake".to_owned(); 4]), "seed {seed}");
+    }
+}
+
+/// Runs a job of eight, three at a time, while the holder of its shard dies. `machine` tells whether its containers die with it;
+/// else its daemon is back before the verdict, and what it ran went on. Returns how often work was done to its end.
+fn job_without_its_holder(seed: u64, machine: bool) -> usize {
+    let mut sim = Sim::new(Options::new(seed, 5));
+    let job = ServiceId(7);
+    let spec = serde_json::json!({
+        "Name": "job",
+        "TaskTemplate": {"ContainerSpec": {"Image": JOB_IMAGE}, "RestartPolicy": {"Delay": 1_000_000}},
+        "Mode": {"ReplicatedJob": {"TotalCompletions": 8, "MaxConcurrent": 3}},
+    });
+    sim.request(0, Write::CreateService { id: job, spec: spec.to_string() });
+    let go_on = |sim: &mut Sim, millis: u64| {
+        for _ in 0..millis / 10 {
+            sim.run_for(Duration::from_millis(10));
+            let at_work: usize = sim.hosts().iter().map(|host| host.running().count()).sum();
+            assert!(at_work <= 3, "seed {seed}: {at_work} at once");
+            assert!(sim.completions(job) <= 8, "seed {seed}");
+        }
+    };
+    go_on(&mut sim, 100 + seed * 100);
+    if let Some(holder) = holder_of(&sim, LeaseId::of_service(job)) {
+        sim.crash(holder, machine);
+        go_on(&mut sim, if machine { 4_000 } else { 300 });
+        sim.start(holder);
+    }
+    go_on(&mut sim, 20_000);
+    settle(&mut sim, &BTreeMap::from([(job, 8)]));
+    assert_eq!(sim.completions(job), 8, "seed {seed}");
+    sim.hosts().iter().map(|host| host.ended_well).sum()
+}
+
+#[test]
+fn a_job_completes_when_its_holders_daemon_dies_at_any_moment() {
+    for seed in 0..40 {
+        assert_eq!(job_without_its_holder(seed, false), 8, "seed {seed}: what is done is not done again");
+    }
+}
+
+#[test]
+fn a_job_completes_when_its_holders_machine_dies_at_any_moment() {
+    for seed in 0..40 {
+        // What ended a moment before its machine died may be heard of by nobody.
+        assert!(job_without_its_holder(seed, true) >= 8, "seed {seed}");
     }
 }
 

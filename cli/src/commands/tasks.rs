@@ -71,7 +71,7 @@ fn render(
     let service_of = |task: &Task| services.get(&task.service_id).unwrap_or(&task.service_id).clone();
     tasks.sort_by(|a, b| {
         let slot = |task: &Task| {
-            (service_of(task), task.slot, if task.slot == 0 { task.node_id.clone() } else { String::new() })
+            (service_of(task), task.slot, if task.slot.is_none() { task.node_id.clone() } else { String::new() })
         };
         slot(a).cmp(&slot(b)).then_with(|| b.created_at.cmp(&a.created_at))
     });
@@ -119,7 +119,7 @@ fn indent_history(rows: &mut [Row]) {
 
 /// Returns the number of a task's slot, or its node where it is a global service's.
 pub(crate) fn slot_name(task: &Task) -> String {
-    if task.slot == 0 { task.node_id.clone() } else { task.slot.to_string() }
+    task.slot.map_or_else(|| task.node_id.clone(), |slot| slot.to_string())
 }
 
 /// Returns an image's reference without the digest behind its tag.

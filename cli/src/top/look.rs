@@ -37,7 +37,7 @@ impl Look {
             let name = |task: &Task| names.get(task.service_id.as_str()).copied().unwrap_or_default();
             tasks.sort_by(|a, b| {
                 let place =
-                    |task: &Task| (task.slot, if task.slot == 0 { task.node_id.clone() } else { String::new() });
+                    |task: &Task| (task.slot, if task.slot.is_none() { task.node_id.clone() } else { String::new() });
                 name(a).cmp(name(b)).then_with(|| place(a).cmp(&place(b))).then_with(|| b.created_at.cmp(&a.created_at))
             });
         }

@@ -215,7 +215,7 @@ impl Source<'_> {
             [
                 plain(&service.spec.name),
                 toned(format!("{}/{}", counts.0, counts.1), tone),
-                quiet(if service.spec.mode.replicas().is_some() { "replicated" } else { "global" }),
+                quiet(service.spec.mode.kind().name()),
                 toned(update, update_tone),
                 plain(image_name(&service.spec.task_template.container_spec.image, false)),
                 plain(ports::show(&service.endpoint.ports, PublishMode::Ingress)),

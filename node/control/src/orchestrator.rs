@@ -12,9 +12,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{ServiceSpec, SpecError, TaskTemplate, validate};
+use shoal_protocol::spec::{ModeKind, ServiceSpec, SpecError, TaskTemplate, validate};
 use shoal_protocol::value::{Progress, ServiceObject, Slot, SlotTask, TaskReport};
-use shoal_protocol::{NodeId, Now, ServiceId, TaskId, TaskState, Time};
+use shoal_protocol::{NodeId, Now, ServiceId, TaskId, TaskState, Time, WallTime};
 
 use crate::scheduler::{Cluster, Request};
 
@@ -25,7 +25,7 @@ mod replicas;
 mod slot;
 mod work;
 
-pub use effective::{TaskView, effective, occupies};
+pub use effective::{TaskView, effective, is_complete, occupies};
 pub use memory::Memory;
 
 use work::Work;
@@ -38,6 +38,8 @@ pub const SLOTS_CREATED_MAX: usize = 5_000;
 pub struct Desired {
     /// The service's index.
     pub index: u64,
+    /// When it was last changed.
+    pub updated: WallTime,
     /// Its spec.
     pub spec: ServiceSpec,
     /// Whether the spec is its previous one, taken back.
@@ -53,6 +55,7 @@ impl Desired {
     pub fn of(object: &ServiceObject) -> Result<Self, SpecError> {
         Ok(Self {
             index: object.index,
+            updated: object.updated,
             spec: ServiceSpec::read(&object.spec)?,
             rolled_back: object.rolled_back,
             template: validate::task_template_json(&object.spec)?,
@@ -61,10 +64,13 @@ impl Desired {
     }
 
     /// Returns whether a task runs what is wanted now. Templates are compared as they are understood, so that a client which
-    /// writes back what it read in other words restarts nothing.
+    /// writes back what it read in other words restarts nothing. A job runs anew with each change.
     pub fn is_run_by(&self, task: &SlotTask) -> bool {
         if task.index == self.index {
             return true;
+        }
+        if self.spec.mode.is_job() {
+            return false;
         }
         let sorted = |ports: &[shoal_protocol::spec::PortConfig]| {
             let mut ports = ports.to_vec();
@@ -129,16 +135,20 @@ pub fn reconcile(
     }
 }
 
-/// Returns how many tasks a service is to have.
+/// Returns how many tasks a service is to have, those of a job that completed included.
 pub fn desired_tasks(spec: &ServiceSpec, cluster: &Cluster) -> u64 {
-    spec.mode.replicas().unwrap_or_else(|| {
-        let request = Request::new(ServiceId(0), &spec.task_template, &[]);
-        let eligible = cluster
-            .nodes
-            .iter()
-            .filter(|(id, node)| !node.failed && !global::is_drained(node) && request.is_wanted_on(**id, node));
-        eligible.count() as u64
-    })
+    match spec.mode.kind() {
+        ModeKind::Replicated { replicas } => replicas,
+        ModeKind::ReplicatedJob { completions, .. } => completions,
+        ModeKind::Global | ModeKind::GlobalJob => {
+            let request = Request::new(ServiceId(0), &spec.task_template, &[]);
+            let eligible = cluster
+                .nodes
+                .iter()
+                .filter(|(id, node)| !node.failed && !global::is_drained(node) && request.is_wanted_on(**id, node));
+            eligible.count() as u64
+        }
+    }
 }
 
 /// Plans the end of a removed service: its tasks are told to go, its slots go when they have.

@@ -11,7 +11,7 @@ use shoal_protocol::spec::{
     Availability, Constraint, Platform, PortConfig, PublishMode, PublishedPort, Reservations, TaskTemplate,
 };
 use shoal_protocol::token::Role;
-use shoal_protocol::{NodeId, ServiceId};
+use shoal_protocol::{NodeId, ServiceId, WallTime};
 
 mod filter;
 mod rank;
@@ -42,6 +42,8 @@ pub struct Node {
     /// Whether it was found dead or left: its tasks are replaced. Neither ready nor failed (it restarts, or was not heard yet)
     /// means that its tasks are kept and it gets no new ones.
     pub failed: bool,
+    /// When it became a member.
+    pub joined: WallTime,
     /// Host name.
     pub hostname: String,
     /// Such as `linux`.
@@ -68,6 +70,7 @@ impl Default for Node {
             ready: true,
             suspect: false,
             failed: false,
+            joined: WallTime(0),
             hostname: String::new(),
             os: String::new(),
             architecture: String::new(),

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_control::orchestrator::is_complete;
 use shoal_control::store::Store;
 use shoal_protocol::codec;
 use shoal_protocol::object::network::{self, NetworkState};
 use shoal_protocol::object::{Kind, ObjectHead};
 use shoal_protocol::record::SlotName;
+use shoal_protocol::spec::{Mode, ModeKind};
 use shoal_protocol::token::Role;
-use shoal_protocol::value::{Slot, SlotTask};
+use shoal_protocol::value::{ServiceObject, Slot, SlotTask};
 use shoal_protocol::{NodeId, ObjectId, ServiceId, TaskState};
 
 use super::snapshot::{
@@ -46,7 +48,7 @@ impl Source<'_> {
             let object = self.store.service(id)?.clone();
             let spec = self.store.service_spec(id)?.clone();
             let progress = self.store.progress(id).cloned();
-            let counts = if want.counts { self.counts(id, spec.mode.replicas(), &down) } else { Counts::default() };
+            let counts = if want.counts { self.counts(id, &object, &spec.mode, &down) } else { Counts::default() };
             Some(ServiceView { id, object, spec, progress, counts })
         });
         let nodes = self.picked_nodes(&want.nodes).into_iter().filter_map(|id| self.node(id));
@@ -108,6 +110,7 @@ impl Source<'_> {
         down: &mut BTreeMap<NodeId, bool>,
     ) -> TaskView {
         TaskView {
+            is_job: self.store.service_spec(service).is_some_and(|spec| spec.mode.is_job()),
             service,
             slot,
             report: task.node.and_then(|node| self.store.report(node, task.id)).cloned(),
@@ -195,16 +198,31 @@ impl Source<'_> {
         !self.store.is_listed(node) || (self.state)(node) == NodeState::Down
     }
 
-    fn counts(&self, service: ServiceId, replicas: Option<u64>, down: &BTreeSet<NodeId>) -> Counts {
+    fn counts(&self, service: ServiceId, object: &ServiceObject, mode: &Mode, down: &BTreeSet<NodeId>) -> Counts {
         let mut counts = Counts::default();
-        for task in self.store.slots(service).flat_map(|(_, slot)| &slot.tasks) {
-            let state = self.state_of(task, down);
-            let wanted = task.desired <= TaskState::Running;
-            counts.desired += u64::from(wanted);
-            counts.running += u64::from(wanted && state == TaskState::Running);
-            counts.completed += u64::from(state == TaskState::Complete);
+        for (_, slot) in self.store.slots(service) {
+            let mut is_done = false;
+            for task in &slot.tasks {
+                let report = task.node.and_then(|node| self.store.report(node, task.id));
+                let state = self.state_of(task, down);
+                let wanted = task.desired <= TaskState::Running;
+                if mode.is_job() {
+                    is_done |= is_complete(task, report, object.index);
+                } else {
+                    counts.completed += u64::from(state == TaskState::Complete);
+                }
+                counts.desired += u64::from(wanted && !(mode.is_job() && state == TaskState::Complete));
+                counts.running += u64::from(wanted && state == TaskState::Running);
+            }
+            counts.completed += u64::from(is_done);
         }
-        counts.desired = replicas.unwrap_or(counts.desired);
+        counts.desired = match mode.kind() {
+            ModeKind::Replicated { replicas } => replicas,
+            ModeKind::ReplicatedJob { completions, concurrent } => {
+                concurrent.min(completions.saturating_sub(counts.completed))
+            }
+            ModeKind::Global | ModeKind::GlobalJob => counts.desired,
+        };
         counts
     }
 

@@ -33,6 +33,11 @@ struct Version {
     index: u64,
 }
 
+/// Returns how often a job was run before it was changed to its index, which with jobs runs it once more.
+fn iteration(index: u64) -> u64 {
+    index.saturating_sub(1)
+}
+
 /// Puts stored JSON into an answer as it is. What is stored was JSON when it was accepted; damage reads as `null`.
 fn raw(json: &str) -> Box<RawValue> {
     RawValue::from_string(json.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())

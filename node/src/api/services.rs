@@ -57,7 +57,7 @@ pub(super) async fn list(
 }
 
 fn fits(service: &ServiceView, filters: &Filters) -> bool {
-    let mode = if service.spec.mode.replicas().is_some() { "replicated" } else { "global" };
+    let mode = service.spec.mode.kind().name();
     filters.any("id", |id| service.id.to_string().starts_with(id))
         && filters.any("name", |name| service.spec.name.starts_with(name))
         && filters.any("mode", |wanted| wanted == mode)

@@ -180,7 +180,7 @@ pub struct Counts {
     pub running: u64,
     /// Wanted tasks.
     pub desired: u64,
-    /// Tasks that ended well.
+    /// Of a job, the pieces of its work that are done in its present run; of other services, tasks that ended well.
     pub completed: u64,
 }
 
@@ -197,12 +197,23 @@ pub struct TaskView {
     pub report: Option<TaskReport>,
     /// Whether its node is gone.
     pub node_down: bool,
+    /// Whether its service is a job.
+    pub is_job: bool,
 }
 
 impl TaskView {
     /// Returns the state that is true as far as anyone knows.
     pub fn state(&self) -> TaskState {
         effective_state(&self.task, self.report.as_ref(), self.node_down)
+    }
+
+    /// Returns what the task is to become. A job's is to complete: that is how Docker's clients know it.
+    pub fn desired(&self) -> TaskState {
+        let is_done = self.task.last_seen == Some(TaskState::Complete);
+        if self.is_job && (self.task.desired == TaskState::Running || is_done) {
+            return TaskState::Complete;
+        }
+        self.task.desired
     }
 
     /// Returns since when the task is in its state.

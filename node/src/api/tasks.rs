@@ -51,7 +51,7 @@ fn fits(task: &TaskView, service: &ServiceView, filters: &Filters) -> bool {
             let full = format!("{}.{}.{}", service.spec.name, task.slot, task.task.id);
             full.starts_with(name) || task.task.id.to_string() == name
         })
-        && filters.any("desired-state", |state| task.task.desired.name() == state)
+        && filters.any("desired-state", |state| task.desired().name() == state)
         && filters.any("runtime", |runtime| runtime == "container")
         && filters.labels("label", &service.spec.labels)
 }
@@ -66,6 +66,9 @@ impl<'a> Current<'a> {
     fn is_current(&mut self, task: &'a TaskView, service: &ServiceView) -> bool {
         if task.task.index == service.object.index {
             return true;
+        }
+        if task.is_job {
+            return false;
         }
         let same = *self.templates.entry((service.id, &task.task.template)).or_insert_with(|| {
             serde_json::from_str::<TaskTemplate>(&task.task.template)

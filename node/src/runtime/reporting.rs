@@ -9,7 +9,7 @@ use shoal_control::task::plan::container_plan;
 use shoal_control::task::{NodeIdentity, Wanted};
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::object::ObjectHead;
-use shoal_protocol::spec::{Availability, TaskTemplate};
+use shoal_protocol::spec::{Availability, ModeKind, TaskTemplate};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::TaskReport;
 use shoal_protocol::{Key, NodeId, ObjectId, ServiceId, TaskId, TaskState, WallTime};
@@ -162,7 +162,9 @@ fn service_facts(control: &Control, service: ServiceId) -> Option<Facts> {
     let object = control.store().service(service)?;
     let spec = control.store().service_spec(service)?;
     let mut tracked = BTreeMap::new();
-    tracked.extend(spec.mode.replicas().map(|replicas| ("replicas", replicas.to_string())));
+    if let ModeKind::Replicated { replicas } = spec.mode.kind() {
+        tracked.insert("replicas", replicas.to_string());
+    }
     // What an earlier spec's update came to says nothing about this one.
     let progress = control.store().progress(service);
     let progress = progress.filter(|progress| progress.index == object.index && object.index > 1);

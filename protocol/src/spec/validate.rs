@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::constraint::Constraint;
 use super::{
-    NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, health, settings, templates,
+    ModeKind, NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, health, settings,
+    templates,
 };
 
 /// Networks of one service at most.
@@ -184,6 +185,9 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.ForceUpdate",
     "Mode.Replicated.Replicas",
     "Mode.Global",
+    "Mode.ReplicatedJob.MaxConcurrent",
+    "Mode.ReplicatedJob.TotalCompletions",
+    "Mode.GlobalJob",
     "UpdateConfig.Parallelism",
     "UpdateConfig.Delay",
     "UpdateConfig.FailureAction",
@@ -238,12 +242,6 @@ const NAMES: &[(&str, &str)] = &[
 ///
 /// Empty values (`false`, `0`, `""`, `{}`, `[]`, `null`) ask for nothing and pass: clients send many of them.
 pub fn check_supported(json: &Value) -> Result<(), SpecError> {
-    for (field, name) in [("ReplicatedJob", "replicated-job"), ("GlobalJob", "global-job")] {
-        // An empty object is a whole job here, so this cannot wait for the walk below.
-        if json.get("Mode").and_then(|mode| mode.get(field)).is_some_and(|job| !job.is_null()) {
-            return Err(SpecError::Unsupported(format!("{name} is")));
-        }
-    }
     walk("", json)
 }
 
@@ -356,14 +354,26 @@ fn validate_placement(spec: &ServiceSpec) -> Result<(), SpecError> {
 }
 
 fn validate_mode(spec: &ServiceSpec) -> Result<(), SpecError> {
-    if spec.mode.replicated.is_some() && spec.mode.global.is_some() {
+    if spec.mode.given() > 1 {
         return invalid("must specify only one service mode");
     }
-    match spec.mode.replicas() {
-        Some(replicas) if replicas > REPLICAS_MAX => {
+    if spec.mode.is_job() && spec.update_config.is_some() {
+        return invalid("Jobs may not have an update config");
+    }
+    if spec.mode.is_job() && spec.rollback_config.is_some() {
+        return invalid("Jobs may not have a rollback config");
+    }
+    match spec.mode.kind() {
+        ModeKind::Replicated { replicas } if replicas > REPLICAS_MAX => {
             invalid(format!("{replicas} replicas are more than the limit of {REPLICAS_MAX}"))
         }
-        Some(_) | None => Ok(()),
+        ModeKind::ReplicatedJob { completions, .. } if completions > REPLICAS_MAX => {
+            invalid(format!("{completions} completions are more than the limit of {REPLICAS_MAX}"))
+        }
+        ModeKind::ReplicatedJob { completions: 1.., concurrent: 0 } => {
+            invalid("a job of which no task may run never completes: MaxConcurrent must be at least 1")
+        }
+        ModeKind::Replicated { .. } | ModeKind::Global | ModeKind::ReplicatedJob { .. } | ModeKind::GlobalJob => Ok(()),
     }
 }
 

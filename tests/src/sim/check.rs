@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_control::core::Control;
+use shoal_control::orchestrator::is_complete;
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
+use shoal_protocol::value::Slot;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState, Time};
 
 use super::Sim;
@@ -60,6 +62,14 @@ impl Sim {
         self.history.violations()
     }
 
+    /// Returns how many slots of a job are done, as its slots remember it on the first node that runs.
+    pub fn completions(&self, job: ServiceId) -> u64 {
+        let Some(control) = self.hosts().iter().find_map(Host::control) else { return 0 };
+        let Some(index) = control.store().service(job).map(|object| object.index) else { return 0 };
+        let is_done = |slot: &Slot| slot.tasks.iter().any(|task| is_complete(task, None, index));
+        control.store().slots(job).filter(|(_, slot)| is_done(slot)).count() as u64
+    }
+
     /// Returns why the cluster is not in its desired state, or nothing if it is: every running node has the same document,
     /// every wanted service has just its tasks running and well, and nothing else runs.
     pub fn unsettled(&self, wanted: &BTreeMap<ServiceId, u64>) -> Option<String> {
@@ -79,6 +89,13 @@ impl Sim {
             return Some(format!("services are {services:?}, wanted are {:?}", wanted.keys()));
         }
         for (&service, &replicas) in wanted {
+            let is_job = control.store().service_spec(service).is_some_and(|spec| spec.mode.is_job());
+            if is_job {
+                let done = self.completions(service);
+                if done != replicas {
+                    return Some(format!("job {service} has {done} completions, wanted are {replicas}"));
+                }
+            }
             let mut count = 0;
             for (name, slot) in control.store().slots(service) {
                 let current: Vec<_> = slot.current().filter(|task| task.desired == TaskState::Running).collect();
@@ -97,7 +114,7 @@ impl Sim {
                     _ => return Some(format!("{service} {name} has {} tasks", current.len())),
                 }
             }
-            if count != replicas {
+            if count != if is_job { 0 } else { replicas } {
                 return Some(format!("{service} has {count} slots filled, wanted are {replicas}"));
             }
         }

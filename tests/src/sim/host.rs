@@ -21,12 +21,16 @@ use super::roles::NEVER;
 /// An image whose containers can be made but not started.
 pub const BROKEN_IMAGE: &str = "broken";
 
+/// An image whose containers end well by themselves.
+pub const JOB_IMAGE: &str = "job";
+
 /// A container on a simulated machine. It outlives its daemon.
 #[derive(Debug, Clone)]
 pub struct Container {
     service: ServiceId,
     slot: SlotName,
     is_broken: bool,
+    is_job: bool,
     running: Option<Running>,
     exited: Option<i32>,
     is_checked: bool,
@@ -54,6 +58,8 @@ pub struct Host {
     containers: BTreeMap<TaskId, Container>,
     /// How many containers were ever made here.
     pub made: usize,
+    /// How many ended well by themselves.
+    pub ended_well: usize,
     arrivals: BTreeMap<usize, Time>,
     wake_at: Option<Time>,
 }
@@ -75,6 +81,7 @@ impl Host {
             incarnation: 0,
             containers: BTreeMap::new(),
             made: 0,
+            ended_well: 0,
             arrivals: BTreeMap::new(),
             wake_at: None,
         }
@@ -211,6 +218,24 @@ impl Host {
         self.arrivals.insert(peer, at);
     }
 
+    /// Returns after which time a started container ends by itself, if it does.
+    pub(super) fn works_for(&self, task: TaskId, random: &mut StdRng) -> Option<Duration> {
+        let is_at_work = |container: &&Container| container.is_job && container.running.is_some();
+        self.containers.get(&task).filter(is_at_work)?;
+        Some(Duration::from_millis(random.random_range(100..3_000)))
+    }
+
+    /// Ends a container whose work is done, whether there is a daemon to see it or not. Returns whether it ran.
+    pub(super) fn end(&mut self, task: TaskId) -> bool {
+        let Some(container) = self.containers.get_mut(&task) else { return false };
+        let ran = container.running.take().is_some();
+        if ran {
+            container.exited = Some(0);
+            self.ended_well += 1;
+        }
+        ran
+    }
+
     /// Performs a driver call at once; its reports come a little later.
     pub(super) fn drive(
         &mut self,
@@ -226,6 +251,7 @@ impl Host {
                     service: plan.service,
                     slot: plan.slot,
                     is_broken: plan.image == BROKEN_IMAGE,
+                    is_job: plan.image == JOB_IMAGE,
                     running: None,
                     exited: None,
                     is_checked: plan.healthcheck.is_some(),

@@ -7,10 +7,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_protocol::ServiceId;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::spec::{Mode, ModeKind};
 use shoal_protocol::token::Role;
 use shoal_protocol::write::Write;
 
-use super::{Counts, Options, Sim};
+use super::{Counts, JOB_IMAGE, Options, Sim};
 
 /// How long the faults go on.
 const STORM: Duration = Duration::from_secs(40);
@@ -73,14 +74,29 @@ pub fn run(options: Options) -> Report {
     Report { violations, counts: sim.counts, acknowledged: users.created.len() + users.removed.len() }
 }
 
-/// Returns a spec; containers of every other service have a health check.
+/// Returns a spec; containers of every other service have a health check, and every fifth service is a job.
 fn spec(service: ServiceId, replicas: u64) -> String {
-    let check = if service.0.is_multiple_of(2) { r#","Healthcheck":{"Test":["CMD","check"]}"# } else { "" };
+    let is_job = service.0.is_multiple_of(5);
+    let check = if service.0.is_multiple_of(2) && !is_job { r#","Healthcheck":{"Test":["CMD","check"]}"# } else { "" };
+    let (image, mode) = if is_job {
+        (JOB_IMAGE, format!(r#""ReplicatedJob":{{"TotalCompletions":{replicas},"MaxConcurrent":2}}"#))
+    } else {
+        ("fake", format!(r#""Replicated":{{"Replicas":{replicas}}}"#))
+    };
     format!(
-        r#"{{"Name":"s{}","TaskTemplate":{{"ContainerSpec":{{"Image":"fake"{check}}},"RestartPolicy":{{"Delay":1000000}}}},
-        "Mode":{{"Replicated":{{"Replicas":{replicas}}}}}}}"#,
+        r#"{{"Name":"s{}","TaskTemplate":{{"ContainerSpec":{{"Image":"{image}"{check}}},"RestartPolicy":{{"Delay":1000000}}}},
+        "Mode":{{{mode}}}}}"#,
         service.short()
     )
+}
+
+/// Returns how many tasks a service is to have, or of a job, how many are to complete.
+fn tasks(mode: &Mode) -> u64 {
+    match mode.kind() {
+        ModeKind::Replicated { replicas } => replicas,
+        ModeKind::ReplicatedJob { completions, .. } => completions,
+        ModeKind::Global | ModeKind::GlobalJob => 0, // the storm makes none
+    }
 }
 
 impl Users {
@@ -135,7 +151,7 @@ impl Users {
             let unsure = self.asked.values().find(|(asked, _)| *asked == service).map(|(_, replicas)| *replicas);
             let unremoved = self.removals.values().any(|removed| *removed == service);
             if unremoved {
-                let replicas = store.and_then(|store| store.service_spec(service)?.mode.replicas()).unwrap_or(0);
+                let replicas = store.and_then(|store| store.service_spec(service)).map_or(0, |spec| tasks(&spec.mode));
                 wanted.insert(service, replicas);
             } else if let Some(replicas) = unsure {
                 wanted.insert(service, replicas);

@@ -14,6 +14,7 @@ mod events;
 mod failover;
 mod health;
 mod intruder;
+mod jobs;
 mod keys;
 mod outcasts;
 mod pauses;

@@ -70,6 +70,9 @@ fn main() -> ExitCode {
             }
         };
     }
+    if env::args().nth(1).as_deref() == Some("work") {
+        return work(env::args().nth(2).as_deref().unwrap_or_default());
+    }
     match variable("WARM_UP_MS", 0) {
         Ok(milliseconds) => WARM.get_or_init(|| Instant::now() + Duration::from_millis(milliseconds)),
         Err(error) => {
@@ -99,6 +102,19 @@ fn main() -> ExitCode {
     }
     println!("whoami: listening on port {port}");
     serve(&listener, &identity);
+    ExitCode::SUCCESS
+}
+
+/// Works for so many milliseconds and ends well: a job for an image that holds no other program.
+fn work(milliseconds: &str) -> ExitCode {
+    match milliseconds.parse() {
+        Ok(milliseconds) => thread::sleep(Duration::from_millis(milliseconds)),
+        Err(error) => {
+            eprintln!("whoami: work takes milliseconds, not '{milliseconds}': {error}");
+            return ExitCode::from(2);
+        }
+    }
+    println!("whoami: done");
     ExitCode::SUCCESS
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct CreateArgs {
 enum ModeName {
     Replicated,
     Global,
+    ReplicatedJob,
+    GlobalJob,
 }
 
 /// Creates a service and waits until it runs.
@@ -101,6 +103,8 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     let mode = match args.mode {
         ModeName::Replicated => json!({"Replicated": {}}),
         ModeName::Global => json!({"Global": {}}),
+        ModeName::ReplicatedJob => json!({"ReplicatedJob": {}}),
+        ModeName::GlobalJob => json!({"GlobalJob": {}}),
     };
     let mut spec = json!({
         "Labels": {},
@@ -132,6 +136,12 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     mounts::change(&mut spec, &[], &args.mount)?;
     args.settings.apply(&mut spec);
     args.spec.apply(&mut spec)?;
+    if let Some(job) = spec["Mode"].get_mut("ReplicatedJob")
+        && job["MaxConcurrent"].is_null()
+        && !job["TotalCompletions"].is_null()
+    {
+        job["MaxConcurrent"] = job["TotalCompletions"].clone();
+    }
     Ok(spec)
 }
 
@@ -166,6 +176,47 @@ mod tests {
         assert_eq!(got["TaskTemplate"]["ContainerSpec"]["Args"], json!(["sh", "-c", "--name"]));
         assert_eq!(got["TaskTemplate"]["ContainerSpec"]["Env"], json!(["A=1"]));
         assert_eq!(got["Mode"], json!({"Global": {}}));
+    }
+
+    #[test]
+    fn jobs_are_what_dockers_client_sends() {
+        let mode = |line: &[&str]| spec(&[line, &["lab/web:1"]].concat())["Mode"].clone();
+        let job = ["--mode", "replicated-job"];
+        assert_eq!(mode(&job), json!({"ReplicatedJob": {}}));
+        let both = json!({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 2}});
+        assert_eq!(mode(&[&job[..], &["--replicas", "2", "--max-concurrent", "1"]].concat()), both);
+        let all = json!({"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 2}});
+        assert_eq!(mode(&[&job[..], &["--replicas", "2"]].concat()), all);
+        assert_eq!(mode(&["--mode", "global-job"]), json!({"GlobalJob": {}}));
+        let policy = &spec(&["--mode", "global-job", "--restart-delay", "1s", "x"])["TaskTemplate"]["RestartPolicy"];
+        assert_eq!(policy["Condition"], "on-failure");
+    }
+
+    #[test]
+    fn what_does_not_go_with_a_mode_is_refused() {
+        for (line, want) in [
+            ("--mode global-job --replicas 2", "replicas can only be used with replicated or replicated-job mode"),
+            ("--mode global --replicas 2", "replicas can only be used with replicated or replicated-job mode"),
+            (
+                "--mode global-job --replicas-max-per-node 2",
+                "replicas-max-per-node can only be used with replicated or replicated-job mode",
+            ),
+            ("--max-concurrent 2", "max-concurrent can only be used with replicated-job mode"),
+            ("--mode global-job --max-concurrent 2", "max-concurrent can only be used with replicated-job mode"),
+            (
+                "--mode replicated-job --update-parallelism 2",
+                "update and rollback configuration is not supported for jobs",
+            ),
+            ("--mode global-job --rollback-delay 2s", "update and rollback configuration is not supported for jobs"),
+            (
+                "--mode replicated-job --restart-condition any",
+                "restart-condition any cannot be used with jobs: a task that completed has done its work",
+            ),
+        ] {
+            let line: Vec<&str> = ["create"].into_iter().chain(line.split(' ')).chain(["image"]).collect();
+            let error = build(Probe::try_parse_from(line).unwrap().args).unwrap_err();
+            assert!(matches!(&error, CliError::Misused(text) if text == want), "{error:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use serde_json::Value;
 use shoal_protocol::Kind;
 use shoal_protocol::spec::settings::Ulimit;
-use shoal_protocol::spec::{ContainerSpec, Healthcheck, LogDriver, PublishMode, Resources, Settings, UpdateConfig};
+use shoal_protocol::spec::{
+    ContainerSpec, Healthcheck, LogDriver, ModeKind, PublishMode, Resources, Settings, UpdateConfig,
+};
 
 use crate::client::{Client, escape};
 use crate::commands::for_each;
@@ -71,9 +73,14 @@ fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt
             writeln!(text, " {name}={value}")?;
         }
     }
-    match spec.mode.replicas() {
-        Some(replicas) => writeln!(text, "Service Mode:\tReplicated\n Replicas:\t{replicas}")?,
-        None => writeln!(text, "Service Mode:\tGlobal")?,
+    match spec.mode.kind() {
+        ModeKind::Replicated { replicas } => writeln!(text, "Service Mode:\tReplicated\n Replicas:\t{replicas}")?,
+        ModeKind::Global => writeln!(text, "Service Mode:\tGlobal")?,
+        // Docker's client leaves the mode of a job empty.
+        ModeKind::ReplicatedJob { completions, concurrent } => {
+            writeln!(text, "Service Mode:\tReplicated Job\n Completions:\t{completions}\n Concurrent:\t{concurrent}")?;
+        }
+        ModeKind::GlobalJob => writeln!(text, "Service Mode:\tGlobal Job")?,
     }
     if let Some(status) = &service.update_status {
         update_status(text, status)?;

@@ -183,7 +183,7 @@ impl Prefixes<'_> {
         let node = self.client.get::<Node>(&format!("/nodes/{}", escape(node_id))).await;
         let node = node.map_or_else(|_| shown(node_id), |node| node.description.hostname);
         let slot = match self.client.get::<Task>(&format!("/tasks/{}", escape(task_id))).await {
-            Ok(task) => format!(".{}", if task.slot == 0 { shown(&task.node_id) } else { slot_name(&task) }),
+            Ok(task) => format!(".{}", if task.slot.is_none() { shown(&task.node_id) } else { slot_name(&task) }),
             Err(_) => String::new(),
         };
         let task = if self.args.no_task_ids { String::new() } else { format!(".{}", shown(task_id)) };

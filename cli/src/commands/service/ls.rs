@@ -1,7 +1,7 @@
 //! `shoal service ls`.
 
 use serde::Serialize;
-use shoal_protocol::spec::PublishMode;
+use shoal_protocol::spec::{ModeKind, PublishMode};
 
 use crate::client::Client;
 use crate::commands::tasks::image_name;
@@ -61,7 +61,7 @@ fn render(mut services: Vec<Service>, args: &ListArgs) -> Result<String, CliErro
         .map(|service| Row {
             id: id_of(service),
             image: image_name(&service.spec.task_template.container_spec.image, args.no_trunc),
-            mode: if service.spec.mode.replicas().is_some() { "replicated" } else { "global" }.to_owned(),
+            mode: service.spec.mode.kind().name().replace('-', " "),
             name: service.spec.name.clone(),
             ports: ports::show(&service.endpoint.ports, PublishMode::Ingress),
             replicas: replicas(service),
@@ -71,11 +71,19 @@ fn render(mut services: Vec<Service>, args: &ListArgs) -> Result<String, CliErro
 }
 
 fn replicas(service: &Service) -> String {
-    let (running, desired) =
-        service.service_status.as_ref().map_or((0, 0), |status| (status.running_tasks, status.desired_tasks));
-    match service.spec.task_template.placement.max_replicas {
-        0 => format!("{running}/{desired}"),
-        most => format!("{running}/{desired} (max {most} per node)"),
+    let (running, desired, completed) = service
+        .service_status
+        .as_ref()
+        .map_or((0, 0, 0), |status| (status.running_tasks, status.desired_tasks, status.completed_tasks));
+    let total = match service.spec.mode.kind() {
+        ModeKind::Replicated { .. } | ModeKind::Global => None,
+        ModeKind::ReplicatedJob { completions, .. } => Some(completions),
+        ModeKind::GlobalJob => Some(desired + completed),
+    };
+    match (total, service.spec.task_template.placement.max_replicas) {
+        (Some(total), _) => format!("{running}/{desired} ({completed}/{total} completed)"),
+        (None, 0) => format!("{running}/{desired}"),
+        (None, most) => format!("{running}/{desired} (max {most} per node)"),
     }
 }
 
@@ -91,7 +99,7 @@ mod tests {
             json!({"ID": id, "Spec": {"Name": name, "Labels": {}, "TaskTemplate": {"ContainerSpec": {"Image": "lab/web:1"},
                 "Placement": placement}, "Mode": mode, "EndpointSpec": {"Mode": "vip"}},
                 "Endpoint": {"Spec": {}, "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]},
-                "ServiceStatus": {"RunningTasks": 1, "DesiredTasks": 2, "CompletedTasks": 0}})
+                "ServiceStatus": {"RunningTasks": 1, "DesiredTasks": 2, "CompletedTasks": 5}})
         };
         let services: Vec<Service> = serde_json::from_value(json!([
             service("zw28l6ocpszcx94qkcx0wpr9u", "web", json!({}), json!({"Global": {}})),
@@ -101,15 +109,24 @@ mod tests {
                 json!({"MaxReplicas": 2}),
                 json!({"Replicated": {"Replicas": 2}})
             ),
+            service(
+                "xo9eyv44b66jv9p8h45sp8g29",
+                "job",
+                json!({"MaxReplicas": 2}),
+                json!({"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 10}})
+            ),
+            service("52px016czg6ul1jx3x556twec", "gjob", json!({}), json!({"GlobalJob": {}})),
         ]))
         .unwrap();
         let args = ListArgs { quiet: false, no_trunc: false, filter: Vec::new(), format: "table".to_owned() };
         let text = render(services, &args).unwrap();
         snapshot::check("output/service-ls.txt", &text);
         let want = [
-            "ID             NAME      MODE         REPLICAS               IMAGE       PORTS",
-            "s6ie7pwawbi5   full      replicated   1/2 (max 2 per node)   lab/web:1   *:8080->80/tcp",
-            "zw28l6ocpszc   web       global       1/2                    lab/web:1   *:8080->80/tcp",
+            "ID             NAME      MODE             REPLICAS               IMAGE       PORTS",
+            "s6ie7pwawbi5   full      replicated       1/2 (max 2 per node)   lab/web:1   *:8080->80/tcp",
+            "52px016czg6u   gjob      global job       1/2 (5/7 completed)    lab/web:1   *:8080->80/tcp",
+            "xo9eyv44b66j   job       replicated job   1/2 (5/10 completed)   lab/web:1   *:8080->80/tcp",
+            "zw28l6ocpszc   web       global           1/2                    lab/web:1   *:8080->80/tcp",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), want);
     }

@@ -10,7 +10,7 @@ use crate::error::CliError;
 use crate::model::Updated;
 use crate::output::print;
 use crate::progress::{self, Asked};
-use crate::spec::set;
+use crate::spec::{replicas_path, set};
 
 /// Flags of `service scale`.
 #[derive(Debug, clap::Args)]
@@ -65,10 +65,10 @@ pub(crate) async fn run(client: &Client, args: ScaleArgs) -> Result<(), CliError
 async fn scale_one(client: &Client, scale: &Scale) -> Result<String, CliError> {
     let mut object: Value = client.get(&format!("/services/{}", escape(&scale.service))).await?;
     let mut spec = object["Spec"].take();
-    if spec["Mode"].get("Global").is_some() {
-        return Err(CliError::Failed("scale can only be used with replicated mode".to_owned()));
-    }
-    set(&mut spec, &["Mode", "Replicated", "Replicas"], Some(scale.replicas));
+    let Some(path) = replicas_path(&spec) else {
+        return Err(CliError::Failed("scale can only be used with replicated or replicated-job mode".to_owned()));
+    };
+    set(&mut spec, &path, Some(scale.replicas));
     let id = object["ID"].as_str().unwrap_or(&scale.service).to_owned();
     let path = format!("/services/{}/update?version={}", escape(&id), object["Version"]["Index"]);
     let updated: Option<Updated> = client.post(&path, &spec).await?;

@@ -140,6 +140,7 @@ impl Control {
     pub(super) fn drain_agent(&mut self, now: Now) -> bool {
         if self.synced && !self.agent_synced {
             self.agent_synced = true;
+            self.dirty.wanted = true;
             self.agent.sync_complete(now);
         }
         if std::mem::take(&mut self.dirty.wanted) {
@@ -182,7 +183,9 @@ impl Control {
             let spec = self.store.service_spec(service);
             let service_name = spec.map(|spec| spec.name.clone()).unwrap_or_default();
             let service_labels = spec.map(|spec| spec.labels.clone()).unwrap_or_default();
-            let fenced = fenced && !self.faults.no_fencing;
+            // A job's work may have been done elsewhere while this node was away: it does not begin with it on its own word.
+            let is_job = spec.is_some_and(|spec| spec.mode.is_job());
+            let fenced = (fenced || is_job && !self.synced) && !self.faults.no_fencing;
             let ports = task.ports.clone();
             let desired = task.desired;
             let place = Wanted { service, slot, desired, template, service_name, service_labels, ports, fenced };

@@ -178,7 +178,7 @@ fn update_service(
         if before.name != spec.name {
             return Err(WriteError::Invalid("renaming services is not supported".to_owned()));
         }
-        if before.mode.replicas().is_some() != spec.mode.replicas().is_some() {
+        if before.mode.kind().name() != spec.mode.kind().name() {
             return Err(WriteError::Invalid("service mode change is not allowed".to_owned()));
         }
     }

@@ -65,7 +65,7 @@ impl Control {
 
     /// Returns the nodes as the scheduler sees them, and what tasks take of them.
     fn cluster(&self) -> Cluster {
-        let nodes = self.store.nodes().map(|(id, _, spec)| {
+        let nodes = self.store.nodes().map(|(id, object, spec)| {
             let status = self.store.node_status(id);
             let health = self.health(id);
             let node = Node {
@@ -74,6 +74,7 @@ impl Control {
                 ready: status.is_some() && matches!(health, Health::Alive | Health::Suspect),
                 suspect: matches!(health, Health::Suspect),
                 failed: matches!(health, Health::Failed | Health::Left),
+                joined: object.created,
                 hostname: status.map(|status| status.hostname.clone()).unwrap_or_default(),
                 os: status.map(|status| status.os.clone()).unwrap_or_default(),
                 architecture: status.map(|status| status.architecture.clone()).unwrap_or_default(),

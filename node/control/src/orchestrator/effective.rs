@@ -41,3 +41,10 @@ pub fn occupies(task: &SlotTask, report: Option<&TaskReport>) -> bool {
             None => task.desired <= TaskState::Running,
         }
 }
+
+/// Returns whether a task of a job has done the work of the run that the service's index `index` began. Its slot remembers
+/// that when nobody reports it any more.
+pub fn is_complete(task: &SlotTask, report: Option<&TaskReport>, index: u64) -> bool {
+    let is_reported = report.is_some_and(|report| report.state == TaskState::Complete);
+    task.index == index && (is_reported || task.last_seen == Some(TaskState::Complete))
+}

@@ -34,6 +34,8 @@ pub struct Memory {
     failures: BTreeMap<NodeId, Vec<Time>>,
     /// When a node last rejected a task of the service.
     rejected: BTreeMap<NodeId, Time>,
+    /// The index that began the run of a job whose restarts are counted.
+    run: u64,
     /// The index that `update_failures` is about.
     update: u64,
     /// Tasks of the present update that ended too early, and the last of them.
@@ -59,6 +61,15 @@ impl Memory {
         restarts.push(now);
         if restarts.len() > RESTARTS_MAX {
             restarts.remove(0);
+        }
+    }
+
+    /// Forgets the restarts of earlier runs of a job.
+    pub(super) fn watch_run(&mut self, index: u64) {
+        if self.run != index {
+            self.run = index;
+            self.restarts.clear();
+            self.rejections.clear();
         }
     }
 

@@ -10,6 +10,8 @@ use shoal_protocol::value::{UpdateState, Value};
 use super::*;
 use crate::scheduler::{Node, Usage};
 
+mod jobs;
+
 const SERVICE: ServiceId = ServiceId(5);
 
 /// One service on a few nodes whose agents do what they are told, at once and only when asked to.
@@ -23,6 +25,7 @@ struct World {
     now: Now,
     ids: u128,
     wake: Option<Time>,
+    is_slow: bool,
 }
 
 impl World {
@@ -38,6 +41,7 @@ impl World {
             now: Now { time: Time(1_000), wall: WallTime(1_000) },
             ids: 0,
             wake: None,
+            is_slow: false,
         };
         world.set(spec);
         world
@@ -49,7 +53,7 @@ impl World {
         let object = ServiceObject {
             index,
             created: WallTime(0),
-            updated: WallTime(0),
+            updated: self.now.wall,
             spec: spec.to_owned(),
             previous_spec: None,
             rolled_back: false,
@@ -129,6 +133,8 @@ impl World {
             let state = match (old, task.desired <= TaskState::Running) {
                 (Some(state), _) if state.is_terminal() => state,
                 (_, true) => TaskState::Running,
+                // A task that was told to end takes its time if the test says so.
+                (Some(TaskState::Running), false) if self.is_slow => TaskState::Running,
                 (_, false) => TaskState::Shutdown,
             };
             self.reports.insert((node, task.id), report(state, ""));

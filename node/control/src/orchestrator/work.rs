@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Availability, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig};
+use shoal_protocol::spec::{Availability, ModeKind, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig};
 use shoal_protocol::value::{Progress, Slot, SlotTask, UpdateState};
 use shoal_protocol::{NodeId, TaskId, TaskState, Time};
 
@@ -12,6 +12,7 @@ use super::slot::{Until, head, is_current, shut_down};
 use super::{Desired, Input, Memory, Plan, global, is_gone, is_lost, replicas, reported, slot, template_of};
 use crate::scheduler::{Cluster, Node, Placer, Refusals, Request};
 
+mod jobs;
 mod updating;
 
 /// How long a slot waits after a node rejected its task, doubled each time in a row up to [`REJECTED_DELAY_MAX`].
@@ -27,11 +28,12 @@ pub(super) struct Work<'a, 'w> {
     pub(super) request: Request<'a>,
     placer: Option<Placer>,
     policy: UpdateConfig,
+    mode: ModeKind,
     pub(super) slots: BTreeMap<SlotName, Slot>,
     /// Slots that get their first task with this plan.
     pub(super) fresh: BTreeSet<SlotName>,
     progress: Option<Progress>,
-    /// Whether this round made room on a node, so that what was refused before may now be placed.
+    /// Whether this round made room on a node or among concurrent tasks, so that what was refused before may now be placed.
     has_freed: bool,
     wake: Option<Time>,
 }
@@ -59,6 +61,7 @@ impl<'a, 'w> Work<'a, 'w> {
             request,
             placer: None,
             policy,
+            mode: desired.spec.mode.kind(),
             slots: input.slots.clone(),
             fresh: BTreeSet::new(),
             progress: input.progress.cloned(),
@@ -82,9 +85,15 @@ impl<'a, 'w> Work<'a, 'w> {
     }
 
     fn round(&mut self) {
-        match self.desired.spec.mode.replicas() {
-            Some(replicas) => replicas::scale(self, replicas),
-            None => global::cover(self),
+        match self.mode {
+            ModeKind::Replicated { replicas } => replicas::scale(self, replicas),
+            ModeKind::Global => global::cover(self),
+            ModeKind::ReplicatedJob { completions, concurrent } => self.run_replicated_job(completions, concurrent),
+            ModeKind::GlobalJob => {
+                self.memory.watch_run(self.desired.index);
+                global::cover(self);
+                self.settle_runs();
+            }
         }
         for name in self.slots.keys().copied().collect::<Vec<_>>() {
             let is_wanted = self.fresh.contains(&name) || self.slots.get(&name).is_some_and(slot::is_live);
@@ -92,7 +101,9 @@ impl<'a, 'w> Work<'a, 'w> {
                 self.with_slot(name, Self::tend);
             }
         }
-        self.update();
+        if !self.mode.is_job() {
+            self.update();
+        }
     }
 
     /// Ends a task. One that its node has not spoken of yet gives its room back at once.
@@ -118,10 +129,12 @@ impl<'a, 'w> Work<'a, 'w> {
         is_lost(task, self.cluster)
     }
 
-    /// Returns whether a node of a global service may get a new task.
+    /// Returns whether a node of a global service may get a new task. One that joined after a job was last changed has no part
+    /// in its present run.
     pub(super) fn takes_tasks(&self, id: NodeId, node: &Node) -> bool {
         let is_up = node.ready && !node.failed && node.availability == Availability::Active;
-        is_up && self.request.is_wanted_on(id, node)
+        let takes_part = self.mode != ModeKind::GlobalJob || node.joined < self.desired.updated;
+        is_up && takes_part && self.request.is_wanted_on(id, node)
     }
 
     /// Returns whether the slot belongs to a node that takes no new tasks now.
@@ -179,7 +192,8 @@ impl<'a, 'w> Work<'a, 'w> {
         }
         match head(slot) {
             None => {
-                if !self.is_finished(slot) && !self.is_stopping(slot) {
+                let has_turn = !matches!(self.mode, ModeKind::ReplicatedJob { .. }) || self.fresh.contains(&name);
+                if has_turn && !self.is_finished(slot) && !self.is_stopping(slot) {
                     self.fill(name, slot);
                 }
             }
@@ -190,6 +204,9 @@ impl<'a, 'w> Work<'a, 'w> {
 
     /// Returns whether the slot's last task ended by itself and is not to be restarted.
     fn is_finished(&self, slot: &Slot) -> bool {
+        if self.mode.is_job() {
+            return self.is_job_finished(slot);
+        }
         slot.tasks.first().is_some_and(|task| {
             let ended = matches!(task.last_seen, Some(TaskState::Complete | TaskState::Shutdown | TaskState::Failed));
             ended && task.desired == TaskState::Shutdown && self.desired.is_run_by(task)
@@ -198,6 +215,9 @@ impl<'a, 'w> Work<'a, 'w> {
 
     /// Returns whether a task that was told to end still runs on a node that lives.
     fn is_stopping(&self, slot: &Slot) -> bool {
+        if self.mode.is_job() {
+            return self.may_run(slot);
+        }
         slot.tasks.iter().any(|task| {
             let runs = self.state(task).is_some_and(|state| !state.is_terminal());
             task.desired == TaskState::Shutdown && runs && !self.is_lost(task)
@@ -249,6 +269,10 @@ impl<'a, 'w> Work<'a, 'w> {
                         self.replace(name, slot, "its node failed", until);
                     }
                 } else if let Some(reason) = self.must_leave(task) {
+                    if self.mode.is_job() {
+                        self.shut_down(&mut slot.tasks[position], None, reason); // its work begins again where it has ended
+                        return;
+                    }
                     self.replace(name, slot, reason, Until::Now);
                 } else if state == Some(TaskState::Running) {
                     self.memory.rejections.remove(&name);
@@ -290,6 +314,7 @@ impl<'a, 'w> Work<'a, 'w> {
             if !has_elder {
                 let note = self.error_of(&slot.tasks[position]);
                 self.shut_down(&mut slot.tasks[position], Some(state), &note);
+                self.has_freed |= self.mode.is_job(); // another slot has its turn
             }
             return;
         }
@@ -328,7 +353,7 @@ impl<'a, 'w> Work<'a, 'w> {
         let by_condition = match policy.condition {
             RestartCondition::None => false,
             RestartCondition::OnFailure => state != TaskState::Complete,
-            RestartCondition::Any => true,
+            RestartCondition::Any => !self.mode.is_job() || state != TaskState::Complete,
         };
         let max = match policy.max_attempts {
             None | Some(0) => return by_condition,

@@ -61,8 +61,9 @@ pub struct Wanted {
     pub service_labels: BTreeMap<String, String>,
     /// The service's published ports.
     pub ports: Vec<PortConfig>,
-    /// Whether the slot was written under an older epoch than the highest that is known: a task is not started on its word. One
-    /// that runs is kept, and one that is to end ends, since no later writer takes that back.
+    /// Whether the slot was written under an older epoch than the highest that is known, or is of a job and no manager's document
+    /// was seen since the start: a task is not started on its word. One that runs is kept, and one that is to end ends, since no
+    /// later writer takes that back.
     pub fenced: bool,
 }
 

@@ -218,7 +218,7 @@ impl Contents {
         if let Some(update) = update.filter(|update| update.completed.is_none()) {
             html.markup("<small>").text(render::update_state(update.state)).markup("</small>");
         }
-        let mode = if spec.mode.replicas().is_some() { "replicated" } else { "global" };
+        let mode = spec.mode.kind().name();
         html.markup("</td><td class=\"wide\">").text(mode).markup("</td><td>");
         let image = spec.task_template.container_spec.image.as_str();
         html.text(image.split('@').next().unwrap_or(image)).markup("</td><td>");

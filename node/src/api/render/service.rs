@@ -3,10 +3,12 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, STOP_GRACE_NANOS_DEFAULT, UpdateConfig};
+use shoal_protocol::spec::{
+    Mode, ModeKind, PortConfig, RESTART_DELAY_NANOS_DEFAULT, STOP_GRACE_NANOS_DEFAULT, UpdateConfig,
+};
 use shoal_protocol::value::{Progress, UpdateState};
 
-use super::{Version, raw};
+use super::{Version, iteration, raw};
 use crate::api::snapshot::ServiceView;
 
 /// What an answer holds beside the service itself.
@@ -35,6 +37,8 @@ pub struct Service {
     update_status: Option<UpdateStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     service_status: Option<ServiceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_status: Option<JobStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,6 +61,13 @@ struct UpdateStatus {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
+struct JobStatus {
+    job_iteration: Version,
+    last_execution: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
 struct ServiceStatus {
     running_tasks: u64,
     desired_tasks: u64,
@@ -66,8 +77,9 @@ struct ServiceStatus {
 /// Renders a service.
 pub fn service(view: &ServiceView, extras: Extras) -> Service {
     let object = &view.object;
+    let is_job = view.spec.mode.is_job();
     let written = as_written(&object.spec);
-    let spec = raw(&if extras.defaults { with_defaults(&written) } else { written });
+    let spec = raw(&if extras.defaults { with_defaults(&written, is_job) } else { written });
     // What an earlier spec's update came to says nothing about this one.
     let progress = view.progress.as_ref().filter(|progress| progress.index == object.index && object.index > 1);
     Service {
@@ -83,6 +95,11 @@ pub fn service(view: &ServiceView, extras: Extras) -> Service {
             running_tasks: view.counts.running,
             desired_tasks: view.counts.desired,
             completed_tasks: view.counts.completed,
+        }),
+        // Every change of a job runs it once more.
+        job_status: is_job.then(|| JobStatus {
+            job_iteration: Version { index: iteration(object.index) },
+            last_execution: object.updated.to_string(),
         }),
     }
 }
@@ -119,11 +136,17 @@ pub fn update_state(state: UpdateState) -> &'static str {
 }
 
 /// Fills in what Swarm writes into a spec when it stores it: Docker's clients wait for no service of which they do not know
-/// how many replicas it has. Source: Docker Engine 20.10, as captured.
+/// how many tasks it has, and fail on such a job. Source: Docker Engine 20.10, as captured.
 fn as_written(json: &str) -> String {
     let Ok(mut spec) = serde_json::from_str::<Value>(json) else { return json.to_owned() };
-    if spec["Mode"]["Global"].is_null() {
-        fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": 1}));
+    let mode: Mode = serde_json::from_value(spec["Mode"].clone()).unwrap_or_default();
+    match mode.kind() {
+        ModeKind::Replicated { replicas } => fill(&mut spec, &["Mode", "Replicated"], &json!({"Replicas": replicas})),
+        ModeKind::ReplicatedJob { completions, concurrent } => {
+            let numbers = json!({"MaxConcurrent": concurrent, "TotalCompletions": completions});
+            fill(&mut spec, &["Mode", "ReplicatedJob"], &numbers);
+        }
+        ModeKind::Global | ModeKind::GlobalJob => {}
     }
     let template = json!({"Runtime": "container", "ForceUpdate": 0, "ContainerSpec": {"Isolation": "default"}});
     fill(&mut spec, &["TaskTemplate"], &template);
@@ -145,17 +168,18 @@ fn as_written(json: &str) -> String {
 }
 
 /// Fills in what Swarm would do where the user left it open. Source: Docker Engine 20.10, as captured.
-fn with_defaults(json: &str) -> String {
+fn with_defaults(json: &str, is_job: bool) -> String {
     let Ok(mut spec) = serde_json::from_str::<Value>(json) else { return json.to_owned() };
     let mut policy = json!(UpdateConfig::default());
     if let Some(policy) = policy.as_object_mut() {
         policy.remove("Delay");
         policy.insert("MaxFailureRatio".to_owned(), json!(0));
     }
-    for name in ["UpdateConfig", "RollbackConfig"] {
+    for name in ["UpdateConfig", "RollbackConfig"].iter().filter(|_| !is_job) {
         fill(&mut spec, &[name], &policy);
     }
-    let restart = json!({"Condition": "any", "Delay": RESTART_DELAY_NANOS_DEFAULT, "MaxAttempts": 0});
+    let condition = if is_job { "on-failure" } else { "any" };
+    let restart = json!({"Condition": condition, "Delay": RESTART_DELAY_NANOS_DEFAULT, "MaxAttempts": 0});
     fill(&mut spec, &["TaskTemplate", "RestartPolicy"], &restart);
     let grace = json!({"StopGracePeriod": STOP_GRACE_NANOS_DEFAULT});
     fill(&mut spec, &["TaskTemplate", "ContainerSpec"], &grace);

@@ -9,7 +9,7 @@ use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::{PortConfig, PublishMode};
 use shoal_protocol::value::TaskReport;
 
-use super::{Version, raw};
+use super::{Version, iteration, raw};
 use crate::api::snapshot::TaskView;
 
 /// A task as Docker's clients read it.
@@ -31,6 +31,8 @@ pub struct Task {
     node_id: Option<String>,
     status: Status,
     desired_state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_iteration: Option<Version>,
     networks_attachments: [(); 0],
 }
 
@@ -93,7 +95,8 @@ pub fn task(view: &TaskView) -> Task {
             container_status: report.and_then(container_status),
             port_status: PortStatus { ports: if state == TaskState::Running { host_ports() } else { Vec::new() } },
         },
-        desired_state: task.desired.name(),
+        desired_state: view.desired().name(),
+        job_iteration: view.is_job.then(|| Version { index: iteration(task.index) }),
         networks_attachments: [],
     }
 }

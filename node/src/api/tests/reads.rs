@@ -73,6 +73,51 @@ async fn a_service_has_everything_its_user_wrote() {
 }
 
 #[tokio::test]
+async fn a_job_tells_its_run_and_what_is_done() {
+    let fake = Fake::new();
+    {
+        let mut store = fake.store.lock().unwrap();
+        let spec = SPEC.replace(r#""Replicated":{"Replicas":3}"#, r#""ReplicatedJob":{"TotalCompletions":5}"#);
+        service(&mut store, WEB, &spec, 2);
+        let task = |id, index, desired, last_seen| SlotTask {
+            id: TaskId(id),
+            node: Some(ME),
+            desired,
+            created: WallTime(1),
+            index,
+            template: r#"{"ContainerSpec":{"Image":"lab/web:1"}}"#.to_owned(),
+            last_seen,
+            ..SlotTask::default()
+        };
+        let done = Some(TaskState::Complete);
+        let slots = [
+            vec![task(20, 2, TaskState::Shutdown, done), task(10, 1, TaskState::Shutdown, done)],
+            vec![task(21, 2, TaskState::Running, None), task(11, 1, TaskState::Shutdown, done)],
+        ];
+        for (number, tasks) in (0u32..).zip(slots) {
+            put(&mut store, Key::Slot(WEB, SlotName::Replica(number)), &value::Value::Slot(Slot { tasks }));
+        }
+    }
+    let server = Server::start(fake);
+    let found = &server.get("/services?status=true").await[0];
+    assert_eq!(found["JobStatus"]["JobIteration"]["Index"], 1);
+    assert_eq!(found["JobStatus"]["LastExecution"], found["UpdatedAt"]);
+    assert_eq!(found["Spec"]["Mode"]["ReplicatedJob"], json!({"MaxConcurrent": 1, "TotalCompletions": 5}));
+    assert_eq!(found["ServiceStatus"]["CompletedTasks"], 1, "of this run");
+    assert_eq!(found["ServiceStatus"]["DesiredTasks"], 1);
+    let tasks =
+        server.get("/tasks?filters=%7B%22service%22:%7B%22web%22:true%7D,%22_up-to-date%22:%7B%22true%22:true%7D%7D");
+    let tasks = tasks.await;
+    let told: Vec<_> = tasks.as_array().unwrap().iter().filter(|task| task["Slot"].as_u64() < Some(2)).collect();
+    assert_eq!(told.iter().map(|task| &task["Slot"]).collect::<Vec<_>>(), [&json!(0), &json!(1)]);
+    assert!(told.iter().all(|task| task["DesiredState"] == "complete" && task["JobIteration"]["Index"] == 1));
+    for (mode, count) in [("replicated-job", 1), ("replicated", 0), ("global-job", 0)] {
+        let found = server.get(&format!("/services?filters=%7B%22mode%22:%7B%22{mode}%22:true%7D%7D")).await;
+        assert_eq!(found.as_array().unwrap().len(), count, "{mode}");
+    }
+}
+
+#[tokio::test]
 async fn the_status_of_an_update_is_that_of_the_present_spec() {
     let fake = Fake::new();
     {

@@ -34,6 +34,8 @@ fn what_is_acted_on_passes() {
         r#"{"TaskTemplate":{"Placement":{"Constraints":["node.role == worker"],"MaxReplicas":2}}}"#,
         r#"{"TaskTemplate":{"RestartPolicy":{"Condition":"on-failure","Delay":1,"MaxAttempts":3}}}"#,
         r#"{"Mode":{"Replicated":null,"Global":{}}}"#,
+        r#"{"Mode":{"Replicated":null,"GlobalJob":{}}}"#,
+        r#"{"Mode":{"Replicated":null,"ReplicatedJob":{"MaxConcurrent":2,"TotalCompletions":5}}}"#,
         r#"{"UpdateConfig":{"Parallelism":0,"FailureAction":"continue","Order":"start-first","MaxFailureRatio":0.5}}"#,
         r#"{"UpdateConfig":{"FailureAction":"rollback"}}"#,
         r#"{"RollbackConfig":{"Parallelism":2,"FailureAction":"continue","MaxFailureRatio":0.1,"Order":"start-first"}}"#,
@@ -47,6 +49,28 @@ fn what_is_acted_on_passes() {
     ] {
         let read = ServiceSpec::parse(&spec(patch));
         assert!(read.is_ok(), "{patch}: {read:?}");
+    }
+}
+
+#[test]
+fn jobs_that_make_no_sense_are_refused() {
+    for (patch, want) in [
+        (r#"{"Mode":{"GlobalJob":{}}}"#, "must specify only one service mode"),
+        (
+            r#"{"Mode":{"Replicated":null,"ReplicatedJob":{"TotalCompletions":100001}}}"#,
+            "100001 completions are more than the limit of 100000",
+        ),
+        (
+            r#"{"Mode":{"Replicated":null,"ReplicatedJob":{"TotalCompletions":1,"MaxConcurrent":0}}}"#,
+            "a job of which no task may run never completes: MaxConcurrent must be at least 1",
+        ),
+        (r#"{"Mode":{"Replicated":null,"GlobalJob":{}},"UpdateConfig":{}}"#, "Jobs may not have an update config"),
+        (
+            r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}},"RollbackConfig":{}}"#,
+            "Jobs may not have a rollback config",
+        ),
+    ] {
+        assert_eq!(ServiceSpec::parse(&spec(patch)), Err(SpecError::Invalid(want.to_owned())), "{patch}");
     }
 }
 
@@ -118,8 +142,6 @@ fn what_is_not_acted_on_is_refused_by_name() {
     let container = |field: &str| format!(r#"{{"TaskTemplate":{{"ContainerSpec":{{{field}}}}}}}"#);
     let mount = |fields: &str| container(&format!(r#""Mounts":[{{{fields},"Target":"/d"}}]"#));
     for (patch, want) in [
-        (r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}}}"#.to_owned(), "replicated-job is"),
-        (r#"{"Mode":{"GlobalJob":{}}}"#.to_owned(), "global-job is"),
         (r#"{"Networks":[{"Target":"ov"}]}"#.to_owned(), "networks outside of the task template are"),
         (
             r#"{"TaskTemplate":{"Networks":[{"Target":"ov","DriverOpts":{"a":"b"}}]}}"#.to_owned(),

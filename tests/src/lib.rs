@@ -10,5 +10,6 @@ pub mod lab;
 pub mod load;
 pub mod shoal;
 pub mod sim;
+pub mod terminal;
 pub mod wait;
 pub mod walk;

@@ -24,6 +24,7 @@ mod roles;
 mod secrets;
 mod strangers;
 mod tcp;
+mod top;
 mod udp;
 mod updates;
 mod watch;

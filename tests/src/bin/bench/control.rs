@@ -97,7 +97,8 @@ pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
     Ok(())
 }
 
-fn create(lab: &Lab, name: &str, replicas: usize, constraints: &[&str]) -> Result<()> {
+/// Creates a service that may run where the constraints allow.
+pub(crate) fn create(lab: &Lab, name: &str, replicas: usize, constraints: &[&str]) -> Result<()> {
     let spec = json!({
         "Name": name,
         "TaskTemplate": {"ContainerSpec": {"Image": IMAGE}, "Placement": {"Constraints": constraints}},

@@ -88,7 +88,7 @@ pub(crate) trait Cluster {
 }
 
 /// Seconds of all rounds, and of those of each kind of victim.
-type Took = BTreeMap<&'static str, Vec<f64>>;
+pub(crate) type Took = BTreeMap<&'static str, Vec<f64>>;
 
 /// Measures a loss on Swarm, if that is wanted, and on shoal.
 pub(crate) fn compare(printer: &Printer, args: &LabArgs, loss: Loss, ours: usize, swarms: usize) -> Result<()> {
@@ -111,14 +111,14 @@ pub(crate) fn compare(printer: &Printer, args: &LabArgs, loss: Loss, ours: usize
     Ok(())
 }
 
-/// Loses nodes in turn: a worker in one round, the holder in the next.
-fn rounds(name: &str, cluster: &dyn Cluster, loss: Loss, rounds: usize) -> Result<Took> {
+/// Loses nodes in turn: a worker in one round, if there are such, the holder in the next.
+pub(crate) fn rounds(name: &str, cluster: &dyn Cluster, loss: Loss, rounds: usize) -> Result<Took> {
     let mut took = Took::new();
     let workers = cluster.workers();
     for round in 0..rounds {
-        let (kind, victim) = match round % 2 {
-            0 => ("-worker", workers[round / 2 % workers.len()]),
-            _ => ("-holder", cluster.holder()?),
+        let (kind, victim) = match workers.get(round / 2 % workers.len().max(1)) {
+            Some(worker) if round % 2 == 0 => ("-worker", *worker),
+            Some(_) | None => ("-holder", cluster.holder()?),
         };
         let what = format!("{name}, round {}: {} of {} {victim}", round + 1, loss.name(), &kind[1..]);
         let load = load_average();

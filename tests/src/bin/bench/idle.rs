@@ -4,16 +4,26 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use shoal_tests::http;
 use shoal_tests::lab::{IMAGE, Lab, Node};
+use shoal_tests::wait::wait_until;
 
-use super::{LabArgs, Printer, five_nodes};
+use super::{LabArgs, Printer, control, five_nodes};
 
 /// How long is averaged over.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// How long the start of the service may echo before.
+/// How long what was done before may echo.
 const SETTLE: Duration = Duration::from_secs(10);
+
+/// What memory is measured with: services, and slots of some more services.
+const SERVICES: usize = 1_000;
+const SLOTS: usize = 10_000;
+const SLOTTED: usize = 10;
+
+/// How long it may take until all nodes have heard of all slots.
+const SLOTS_WAIT: Duration = Duration::from_secs(60);
 
 /// Ticks of process times a second. Source: Linux, `USER_HZ`, 100 on every architecture that Rust's std supports.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -25,30 +35,89 @@ struct Usage {
     sent: f64,
 }
 
+/// What daemons cost on the average of a while, a value for each node.
+pub(crate) struct Cost {
+    rss_mb: Vec<f64>,
+    cpu_percent: Vec<f64>,
+    received_kb: Vec<f64>,
+    sent_kb: Vec<f64>,
+}
+
+impl Cost {
+    /// Averages over a while.
+    pub(crate) fn of(lab: &Lab, window: Duration) -> Result<Self> {
+        let (start, before) = (Instant::now(), usages(lab)?);
+        let mut rss_mb = vec![Vec::new(); lab.config.nodes];
+        while start.elapsed() < window {
+            for node in lab.nodes() {
+                rss_mb[node.index - 1].push(rss_of(node)?);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let (seconds, after) = (start.elapsed().as_secs_f64(), usages(lab)?);
+        let per_second = |part: fn(&Usage) -> f64, factor: f64| -> Vec<f64> {
+            before.iter().zip(&after).map(|(before, after)| (part(after) - part(before)) / seconds * factor).collect()
+        };
+        Ok(Self {
+            rss_mb: rss_mb.iter().map(|samples| samples.iter().sum::<f64>() / samples.len() as f64).collect(),
+            cpu_percent: per_second(|usage| usage.cpu_s, 100.0),
+            received_kb: per_second(|usage| usage.received, 1e-3),
+            sent_kb: per_second(|usage| usage.sent, 1e-3),
+        })
+    }
+
+    /// Prints what was seen.
+    pub(crate) fn print(&self, printer: &Printer, name: &str) {
+        printer.spread(&format!("{name}-rss"), &self.rss_mb, "MB", &[]);
+        printer.spread(&format!("{name}-cpu"), &self.cpu_percent, "% of a core", &[]);
+        printer.spread(&format!("{name}-received"), &self.received_kb, "kB/s", &[]);
+        printer.spread(&format!("{name}-sent"), &self.sent_kb, "kB/s", &[]);
+    }
+}
+
 /// Measures memory, CPU and traffic of the daemons.
 pub(crate) fn idle(printer: &Printer, args: &LabArgs) -> Result<()> {
     let lab = five_nodes(args)?;
     lab.node(1).shoal().ok(&["service", "create", "--name", "idle", "--replicas", "10", "-p", "8080:80", IMAGE])?;
     std::thread::sleep(SETTLE);
-    let (start, before) = (Instant::now(), usages(&lab)?);
-    let mut rss_mb = vec![Vec::new(); lab.config.nodes];
-    while start.elapsed() < WINDOW {
-        for node in lab.nodes() {
-            rss_mb[node.index - 1].push(rss_of(node)?);
-        }
-        std::thread::sleep(Duration::from_secs(1));
-    }
-    let (seconds, after) = (start.elapsed().as_secs_f64(), usages(&lab)?);
-    let means: Vec<f64> = rss_mb.iter().map(|samples| samples.iter().sum::<f64>() / samples.len() as f64).collect();
-    let per_second = |part: fn(&Usage) -> f64| -> Vec<f64> {
-        before.iter().zip(&after).map(|(before, after)| (part(after) - part(before)) / seconds).collect()
+    Cost::of(&lab, WINDOW)?.print(printer, "idle");
+    Ok(())
+}
+
+/// Measures what a daemon's memory grows by with a thousand services, and with ten thousand slots of ten more services. None
+/// of their tasks can be placed: so many containers would measure the machine.
+pub(crate) fn memory(printer: &Printer, args: &LabArgs) -> Result<()> {
+    let lab = five_nodes(args)?;
+    let rss = || -> Result<Vec<f64>> {
+        std::thread::sleep(SETTLE);
+        lab.nodes().map(rss_of).collect()
     };
-    let percent: Vec<f64> = per_second(|usage| usage.cpu_s).iter().map(|share| share * 100.0).collect();
-    let kilo = |rates: Vec<f64>| -> Vec<f64> { rates.iter().map(|rate| rate / 1000.0).collect() };
-    printer.spread("idle-rss", &means, "MB", &[]);
-    printer.spread("idle-cpu", &percent, "% of a core", &[]);
-    printer.spread("idle-received", &kilo(per_second(|usage| usage.received)), "kB/s", &[]);
-    printer.spread("idle-sent", &kilo(per_second(|usage| usage.sent)), "kB/s", &[]);
+    let growth = |before: &[f64], after: &[f64]| -> Vec<f64> {
+        before.iter().zip(after).map(|(before, after)| after - before).collect()
+    };
+    let empty = rss()?;
+    for service in 0..SERVICES {
+        control::create(&lab, &format!("service-{service}"), 0, &[])?;
+    }
+    let services = rss()?;
+    printer.spread("memory-empty", &empty, "MB", &[]);
+    printer.spread("memory-1000-services", &growth(&empty, &services), "MB more", &[]);
+    for service in 0..SLOTTED {
+        control::create(&lab, &format!("slots-{service}"), SLOTS / SLOTTED, &["node.labels.nowhere==true"])?;
+    }
+    wait_until("all slots are listed everywhere", SLOTS_WAIT, || {
+        let filter = http::encoded(&json!({"desired-state": ["running"]}).to_string());
+        for node in lab.nodes() {
+            let answer = http::unix(&node.socket(), "GET", &format!("/tasks?filters={filter}"), "", SLOTS_WAIT)?;
+            let tasks: Vec<serde::de::IgnoredAny> = serde_json::from_slice(&answer.body)?;
+            if tasks.len() != SLOTS {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    // Listing so many took memory for a moment, which the allocator keeps: it is a part of what it costs.
+    printer.spread("memory-10000-slots", &growth(&services, &rss()?), "MB more", &[]);
     Ok(())
 }
 

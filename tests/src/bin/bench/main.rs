@@ -17,9 +17,11 @@ use shoal_tests::wait::parse_duration;
 mod alarms;
 mod control;
 mod failover;
+mod growth;
 mod idle;
 mod ingress;
 mod load;
+mod rollout;
 mod swarm;
 
 use alarms::Disturbance;
@@ -43,7 +45,7 @@ struct Args {
     /// Rounds of each failover
     #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// Rounds of each failover on a real Docker Swarm, beside ours
+    /// Rounds of each failover, update and scaling on a real Docker Swarm, beside ours
     #[arg(long, default_value_t = 0, value_name = "ROUNDS")]
     swarm: usize,
     /// For how long false alarms are looked for under each disturbance, such as 60s or 10m
@@ -64,6 +66,16 @@ enum Name {
     Ls,
     /// Memory, CPU and traffic of five nodes with one service of ten
     Idle,
+    /// Memory of a daemon for 1,000 services and for 10,000 slots
+    Memory,
+    /// Clusters of 3, 5, 10 and 20 nodes: joining, idle cost, failover
+    Growth,
+    /// A rolling update of ten replicas, one at a time
+    Update,
+    /// Requests lost in such an update under 500 requests a second
+    LoadUpdate,
+    /// From 10 to 100 running containers
+    Scale,
     /// A node is killed: until every replacement has answered
     FailoverCrash,
     /// A node's cable is cut, then it is killed
@@ -197,6 +209,11 @@ fn run(args: &Args) -> Result<()> {
             Name::Assign => control::assign(&printer, &lab)?,
             Name::Ls => control::ls(&printer, &lab)?,
             Name::Idle => idle::idle(&printer, &lab)?,
+            Name::Memory => idle::memory(&printer, &lab)?,
+            Name::Growth => growth::growth(&printer, &lab)?,
+            Name::Update => rollout::update(&printer, &lab, args.swarm)?,
+            Name::LoadUpdate => rollout::load_update(&printer, &lab)?,
+            Name::Scale => rollout::scale(&printer, &lab, args.swarm)?,
             Name::FailoverCrash => failover(Loss::Crash)?,
             Name::FailoverCutKill => failover(Loss::CutThenKill)?,
             Name::FailoverCut => failover(Loss::Cut)?,

@@ -21,11 +21,12 @@ use shoal_tests::wait::{wait_for, wait_until};
 use super::failover::{Cluster, Loss, REPLICAS};
 use api::{API_WAIT, call};
 
-mod api;
+pub(crate) mod api;
 
 const HOSTS: usize = 5;
 const MANAGERS: usize = 3;
-const SERVICE: &str = "http";
+/// The service of ten.
+pub(crate) const SERVICE: &str = "http";
 
 /// A round that takes longer has failed. A lost leader's tasks take about 50 s.
 const ROUND_WAIT: Duration = Duration::from_secs(300);
@@ -179,7 +180,8 @@ impl Swarm {
         .map(|_| ())
     }
 
-    fn socket(&self, index: usize) -> PathBuf {
+    /// Returns where a host's engine answers.
+    pub(crate) fn socket(&self, index: usize) -> PathBuf {
         self.hosts.socket(index)
     }
 }

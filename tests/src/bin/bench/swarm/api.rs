@@ -1,4 +1,4 @@
-//! Docker's API, as far as a swarm is measured with it.
+//! Docker's API, as far as a swarm, or shoal beside it, is measured with it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use shoal_tests::http;
 
 /// How long an answer may take; managers without a leader keep silent for longer.
-pub(super) const API_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const API_WAIT: Duration = Duration::from_secs(2);
 
 /// Sends a request to an engine and returns its answer, null if that is empty.
-pub(super) fn call(socket: &Path, method: &str, path: &str, body: &Value, limit: Duration) -> Result<Value> {
+pub(crate) fn call(socket: &Path, method: &str, path: &str, body: &Value, limit: Duration) -> Result<Value> {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let answer = http::unix(socket, method, path, &body, limit)?;
     let said = String::from_utf8_lossy(&answer.body);

@@ -17,6 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::driver::files::{FileError, TaskFiles};
 use crate::driver::{Driver, DriverError, Exit, HealthReport};
+use crate::serving::Serving;
 
 /// How long calls may take; one that takes longer is answered as failed.
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +60,21 @@ const VANISHED_CODE: i32 = 137;
 pub struct Agent;
 
 impl Agent {
-    /// Returns a handle through which calls are made. Reports go to `reports`; while it is full, workers wait. When the last
+    /// Returns a handle through which calls are made. Connections that `serving` counts are waited for. Reports go to `reports`; while it is full, workers wait. When the last
     /// handle is dropped all work ends, and containers go on as they are.
     pub fn spawn(
         driver: Arc<dyn Driver>,
         files: TaskFiles,
+        serving: Arc<Serving>,
         reports: mpsc::Sender<(TaskId, DriverReport)>,
     ) -> AgentHandle {
-        Self::spawn_with(driver, files, reports, DEADLINES)
+        Self::spawn_with(driver, files, serving, reports, DEADLINES)
     }
 
     fn spawn_with(
         driver: Arc<dyn Driver>,
         files: TaskFiles,
+        serving: Arc<Serving>,
         reports: mpsc::Sender<(TaskId, DriverReport)>,
         deadlines: Deadlines,
     ) -> AgentHandle {
@@ -79,6 +82,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             driver,
             files,
+            serving,
             deadlines,
             reports,
             prepares: Semaphore::new(AT_ONCE_MAX),
@@ -100,6 +104,7 @@ pub struct AgentHandle {
 struct Shared {
     driver: Arc<dyn Driver>,
     files: TaskFiles,
+    serving: Arc<Serving>,
     deadlines: Deadlines,
     reports: mpsc::Sender<(TaskId, DriverReport)>,
     prepares: Semaphore,
@@ -207,7 +212,12 @@ impl Shared {
                     Err(error) => failure(task, "start", &error),
                 }
             }
-            DriverCall::Stop { task, grace } => {
+            DriverCall::Stop { task, grace, drain } => {
+                // Held until it has ended: whoever has not heard of that yet is refused, and tries another task.
+                let retired = self.serving.retire(task, drain).await;
+                if retired.left > 0 && !drain.is_zero() {
+                    tracing::info!(%task, connections = retired.left, ?drain, "connections are left to a task that is stopped");
+                }
                 let deadline = grace.saturating_add(self.deadlines.stop_extra);
                 match within(deadline, "stop", self.driver.stop(task)).await {
                     Ok(()) | Err(DriverError::NoSuchTask(_)) => {

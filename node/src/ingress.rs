@@ -31,6 +31,7 @@ mod relay;
 pub mod tunnel;
 mod udp;
 
+use crate::serving::{Connection, Serving};
 use metrics::IngressMetrics;
 use port::Port;
 use tunnel::TunnelError;
@@ -81,6 +82,8 @@ pub struct IngressConfig {
     pub seed: u64,
     /// The runtime's clock.
     pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// Connections to tasks of this node, shared with whoever stops them.
+    pub serving: Arc<Serving>,
     /// Where to count.
     pub metrics: Arc<IngressMetrics>,
 }
@@ -177,6 +180,11 @@ impl IngressHandle {
         self.shared.port_errors.subscribe()
     }
 
+    /// Returns the connections to tasks of this node, for whoever stops them.
+    pub fn serving(&self) -> Arc<Serving> {
+        self.shared.config.serving.clone()
+    }
+
     /// Returns the counters of this ingress.
     pub fn metrics(&self) -> Arc<IngressMetrics> {
         self.shared.metrics.clone()
@@ -191,7 +199,7 @@ impl IngressHandle {
             return tunnel::refuse_busy(&mut stream).await;
         };
         metrics.tunnels_served.add(1);
-        let resolve = |task, port| self.local_backend(Transport::Tcp, task, port);
+        let resolve = |task, port| self.connection(task, port);
         let result = tunnel::serve_tunnel(stream, resolve).await;
         if matches!(result, Err(TunnelError::Answered(_))) {
             metrics.tunnels_refused.add(1);
@@ -215,7 +223,16 @@ impl IngressHandle {
         result
     }
 
+    /// Returns where a task of this node listens, and counts a connection to it.
+    fn connection(&self, task: TaskId, port: u16) -> Option<(SocketAddr, Connection)> {
+        let address = self.local_backend(Transport::Tcp, task, port)?;
+        Some((address, self.shared.config.serving.connect(task)?))
+    }
+
     fn local_backend(&self, transport: Transport, task: TaskId, port: u16) -> Option<SocketAddr> {
+        if self.shared.config.serving.is_retired(task) {
+            return None;
+        }
         let wanted = self.wanted.borrow();
         let routes = wanted.table.iter().filter(|(published, _)| published.transport == transport);
         let mut backends = routes.filter_map(|(_, route)| route.backends.get(&task));

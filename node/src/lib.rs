@@ -10,5 +10,6 @@ pub mod gossip;
 pub mod identity;
 pub mod ingress;
 pub mod runtime;
+pub mod serving;
 pub mod supervisor;
 pub mod swarm;

@@ -182,7 +182,7 @@ async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
 
     let (sender, mut reports) = mpsc::channel(8);
     let files = TaskFiles::new(node.id, Arc::new(KnownFiles::default()));
-    let agent = Agent::spawn(driver, files, sender);
+    let agent = Agent::spawn(driver, files, Arc::default(), sender);
     agent.call(task, DriverCall::Prepare(Box::new(plan)));
     agent.call(task, DriverCall::Start(task));
     let mut next = async || anyhow::Ok(tokio::time::timeout(CALL_MAX, reports.recv()).await?.context("no report")?.1);
@@ -193,7 +193,7 @@ async fn an_end_is_seen_across_a_restart_of_the_engine() -> anyhow::Result<()> {
     engine.command("up", &[])?;
     let report = next().await?;
     ensure!(matches!(report, DriverReport::Exited { .. }), "{report:?}");
-    agent.call(task, DriverCall::Stop { task, grace: Duration::from_secs(1) });
+    agent.call(task, DriverCall::Stop { task, grace: Duration::from_secs(1), drain: Duration::ZERO });
     agent.call(task, DriverCall::Remove(task));
     ensure!(next().await? == DriverReport::Stopped);
     ensure!(next().await? == DriverReport::Removed);

@@ -113,12 +113,14 @@ pub enum DriverCall {
     Prepare(Box<ContainerPlan>),
     /// Starts a prepared container.
     Start(TaskId),
-    /// Asks a container to end and kills it after the grace of its plan. Idempotent.
+    /// Lets a container get no new connections, asks it to end and kills it after the grace of its plan. Idempotent.
     Stop {
         /// Which.
         task: TaskId,
         /// The grace of its plan, or a guess at it: what the call's own deadline is derived from.
         grace: Duration,
+        /// How long the connections that it has are waited for at most before it is asked.
+        drain: Duration,
     },
     /// Removes a container with everything it left. Idempotent.
     Remove(TaskId),

@@ -35,7 +35,7 @@ impl Bench {
     fn with_deadlines(driver: FakeDriver, deadlines: Deadlines) -> Self {
         let (sender, reports) = mpsc::channel(1);
         let files = TaskFiles::new(test_node().id, Arc::new(KnownFiles::default()));
-        let agent = Agent::spawn_with(Arc::new(driver.clone()), files, sender, deadlines);
+        let agent = Agent::spawn_with(Arc::new(driver.clone()), files, Arc::default(), sender, deadlines);
         Self { node: test_node(), driver, agent, reports }
     }
 
@@ -96,7 +96,7 @@ async fn calls_are_made_in_order_and_an_end_comes_before_its_stop() {
     let task = TaskId(1);
     bench.prepare(task, "fake/web");
     bench.agent.call(task, DriverCall::Start(task));
-    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: Duration::ZERO });
     bench.agent.call(task, DriverCall::Remove(task));
     let mut got = Vec::new();
     for _ in 0..5 {
@@ -137,7 +137,7 @@ async fn an_end_of_its_own_is_reported_once() {
     bench.expect("prepared").await;
     bench.expect("started").await;
     bench.expect("exited 3").await;
-    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: Duration::ZERO });
     bench.expect("stopped").await;
     bench.agent.call(task, DriverCall::Remove(task));
     bench.expect("removed").await;
@@ -188,7 +188,7 @@ async fn what_somebody_else_removed_has_ended() {
     bench.driver.fail_next(FakeCall::Wait, 1); // so that it asks again
     bench.driver.remove(task).await.unwrap();
     bench.expect("exited 137").await;
-    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: Duration::ZERO });
     bench.expect("stopped").await;
 }
 
@@ -236,9 +236,9 @@ async fn failed_stops_are_reported_as_failures() {
     bench.expect("prepared").await;
     bench.expect("started").await;
     bench.driver.fail_next(FakeCall::Stop, 1);
-    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: Duration::ZERO });
     bench.expect("failed: stop: told to fail").await;
-    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE });
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: Duration::ZERO });
     bench.expect("exited 137").await;
     bench.expect("stopped").await;
 }
@@ -259,7 +259,7 @@ async fn a_task_whose_file_cannot_be_had_is_not_prepared() {
         let driver = FakeDriver::new("test-node", Capacity { nano_cpus: 1, memory_bytes: 1 });
         let (sender, reports) = mpsc::channel(1);
         let files = TaskFiles::new(test_node().id, Arc::new(Withholding(withheld)));
-        let agent = Agent::spawn(Arc::new(driver.clone()), files, sender);
+        let agent = Agent::spawn(Arc::new(driver.clone()), files, Arc::default(), sender);
         let mut bench = Bench { node: test_node(), driver, agent, reports };
         let mut plan = bench.plan(TaskId(1), "fake/web");
         plan.files = vec![PlannedFile {

@@ -16,8 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::port::{Counted, Port};
-use super::tunnel::{self, TunnelError};
+use super::tunnel::{self, Refusal, TunnelError};
 use super::{Shared, TunnelStream, relay};
+use crate::serving::Connection;
 
 /// An attempt that takes longer counts as failed for the balance, and the next backend is tried beside it.
 const ATTEMPT_WAIT: Duration = Duration::from_millis(250);
@@ -29,7 +30,7 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
 enum Upstream {
-    Task(TcpStream),
+    Task(TcpStream, Connection),
     Tunnel(Box<dyn TunnelStream>),
 }
 
@@ -48,7 +49,7 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
     }
     let bytes = (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes));
     let result = match upstream {
-        Upstream::Task(task) => relay::relay_tcp(client, task, bytes).await,
+        Upstream::Task(task, _connection) => relay::relay_tcp(client, task, bytes).await,
         Upstream::Tunnel(stream) => relay::relay(client, stream, bytes).await,
     };
     if let Err(error) = result {
@@ -61,7 +62,7 @@ async fn introduce(port: &Port, client: &TcpStream, upstream: &mut Upstream) -> 
     let Some(version) = port.proxy() else { return Ok(()) };
     let header = proxy::header(version, client.peer_addr()?, client.local_addr()?);
     match upstream {
-        Upstream::Task(task) => task.write_all(&header).await,
+        Upstream::Task(task, _) => task.write_all(&header).await,
         Upstream::Tunnel(stream) => {
             stream.write_all(&header).await?;
             stream.flush().await
@@ -123,7 +124,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
 async fn attempt(shared: &Shared, port: &Port, counted: Counted) -> (Counted, Result<Upstream, TunnelError>) {
     let backend = &counted.backend;
     let result = if backend.node == shared.config.node {
-        relay::dial(SocketAddr::new(backend.address, backend.port)).await.map(Upstream::Task).map_err(TunnelError::Io)
+        connect_here(shared, &counted).await
     } else {
         open_tunnel(shared, &counted).await.map(Upstream::Tunnel)
     };
@@ -134,6 +135,13 @@ async fn attempt(shared: &Shared, port: &Port, counted: Counted) -> (Counted, Re
         }
     }
     (counted, result)
+}
+
+async fn connect_here(shared: &Shared, counted: &Counted) -> Result<Upstream, TunnelError> {
+    let connection = shared.config.serving.connect(counted.task);
+    let connection = connection.ok_or(TunnelError::Answered(Refusal::NoSuchTask))?;
+    let task = relay::dial(SocketAddr::new(counted.backend.address, counted.backend.port)).await?;
+    Ok(Upstream::Task(task, connection))
 }
 
 async fn open_tunnel(shared: &Shared, counted: &Counted) -> Result<Box<dyn TunnelStream>, TunnelError> {

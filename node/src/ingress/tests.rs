@@ -52,6 +52,7 @@ fn config(node: NodeId, connections_max: usize) -> IngressConfig {
         flows_max: FLOWS_MAX,
         seed: 1,
         clock: Arc::new(move || Time(u64::try_from(start.elapsed().as_millis()).unwrap())),
+        serving: Arc::default(),
         metrics: Arc::default(),
     }
 }
@@ -227,6 +228,40 @@ async fn no_request_fails_when_a_task_dies() {
     }
     assert!(ingress.metrics().all.ejections.get() >= 1);
     assert!(ingress.metrics().all.attempts_failed.get() < 10, "a resting backend is not tried each time");
+}
+
+#[tokio::test]
+async fn a_task_that_is_about_to_be_stopped_gets_no_connection_from_anywhere() {
+    let (a, b, port) = (EchoTask::start(b'a').await, EchoTask::start(b'b').await, free_port().await);
+    let nodes = Arc::new(Nodes::default());
+    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
+    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
+    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    // Neither table says so yet.
+    let backends = [(1, THERE, a.address), (2, HERE, b.address)];
+    publish(&near, port, &backends).await;
+    far.apply(BTreeMap::from([(tcp(port), route(&backends))]), BTreeMap::new());
+    let mut open = loop {
+        let (stream, name) = connect(port).await.unwrap();
+        if name == b'a' {
+            break stream;
+        }
+    };
+    let retired = far.serving().retire(TaskId(1), Duration::ZERO).await;
+    assert!(retired.left >= 1, "the connection that it has is counted");
+    let begun = a.served.load(Ordering::SeqCst);
+    for _ in 0..50 {
+        assert_eq!(connect(port).await.unwrap().1, b'b');
+    }
+    assert_eq!(a.served.load(Ordering::SeqCst), begun);
+    echo(&mut open, b"and it goes on").await;
+    drop(open);
+    assert_eq!(far.serving().retire(TaskId(1), PATIENCE).await.left, 0);
+    // The same where the task is.
+    let (stream, _) = connect(port).await.unwrap();
+    assert!(near.serving().retire(TaskId(2), Duration::ZERO).await.left >= 1);
+    drop(stream);
+    assert_eq!(near.serving().retire(TaskId(2), PATIENCE).await.left, 0);
 }
 
 #[tokio::test]

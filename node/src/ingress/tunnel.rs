@@ -88,15 +88,15 @@ where
 }
 
 /// Serves one tunnel on the far side until it ends. `resolve` tells where a task of this node that publishes this container
-/// port listens; `None` refuses the tunnel.
-pub async fn serve_tunnel<S>(
+/// port listens, and gives what is to be held until then; `None` refuses the tunnel.
+pub async fn serve_tunnel<S, H>(
     mut stream: S,
-    resolve: impl Fn(TaskId, u16) -> Option<SocketAddr>,
+    resolve: impl Fn(TaskId, u16) -> Option<(SocketAddr, H)>,
 ) -> Result<(), TunnelError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(address) = asked_for(&mut stream, resolve).await? else {
+    let Some((address, _held)) = asked_for(&mut stream, resolve).await? else {
         return refuse(&mut stream, Refusal::NoSuchTask).await;
     };
     let task = match timeout(TASK_CONNECT_WAIT, relay::dial(address)).await {
@@ -111,10 +111,10 @@ where
 }
 
 /// Reads what the near node asks for and returns where that is, if `resolve` knows it.
-pub(super) async fn asked_for<S: AsyncRead + Unpin>(
+pub(super) async fn asked_for<S: AsyncRead + Unpin, T>(
     stream: &mut S,
-    resolve: impl Fn(TaskId, u16) -> Option<SocketAddr>,
-) -> Result<Option<SocketAddr>, TunnelError> {
+    resolve: impl Fn(TaskId, u16) -> Option<T>,
+) -> Result<Option<T>, TunnelError> {
     let request: Request = timeout(REQUEST_WAIT, receive(stream)).await.map_err(|_| TunnelError::Silent)??;
     Ok(resolve(request.task, request.port))
 }
@@ -166,6 +166,10 @@ async fn receive<S: AsyncRead + Unpin, T: DeserializeOwned>(stream: &mut S) -> R
 mod tests {
     use super::*;
 
+    fn nowhere(_task: TaskId, _port: u16) -> Option<(SocketAddr, ())> {
+        None
+    }
+
     #[tokio::test]
     async fn what_is_no_request_is_refused() {
         for (bytes, want) in [
@@ -176,7 +180,7 @@ mod tests {
         ] {
             let (mut near, far) = tokio::io::duplex(64);
             near.write_all(bytes).await.unwrap();
-            let error = serve_tunnel(far, |_, _| None).await.unwrap_err();
+            let error = serve_tunnel(far, nowhere).await.unwrap_err();
             let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             assert!(source.contains(want), "{bytes:?}: {error}: {source}");
         }
@@ -185,6 +189,6 @@ mod tests {
     #[tokio::test]
     async fn a_silent_stream_is_dropped() {
         let (_near, far) = tokio::io::duplex(64);
-        assert!(matches!(serve_tunnel(far, |_, _| None).await, Err(TunnelError::Silent)));
+        assert!(matches!(serve_tunnel(far, nowhere).await, Err(TunnelError::Silent)));
     }
 }

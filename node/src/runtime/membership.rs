@@ -154,7 +154,7 @@ impl Daemon {
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
         let (files, file_asks) = files::start(node, swarm.clone());
-        let agent = Agent::spawn(driver.clone(), files, reports);
+        let agent = Agent::spawn(driver.clone(), files, ingress.serving(), reports);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let boot = Boot {
             me: node,
@@ -268,6 +268,7 @@ impl Daemon {
             flows_max: ingress::flows_max(),
             seed,
             clock: Arc::new(|| clock::now().time),
+            serving: Arc::default(),
             metrics: self.metrics.ingress.clone(),
         };
         Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))

@@ -350,7 +350,8 @@ impl Entry {
             Call::Start => Some(DriverCall::Start(task)),
             Call::Stop => {
                 let grace = template.map_or(STOP_GRACE_UNKNOWN, |template| plan::stop_grace(template));
-                Some(DriverCall::Stop { task, grace })
+                let drain = self.wanted.as_ref().map_or(Duration::ZERO, |wanted| plan::drain(&wanted.ports, grace));
+                Some(DriverCall::Stop { task, grace, drain })
             }
             Call::Remove => Some(DriverCall::Remove(task)),
         }

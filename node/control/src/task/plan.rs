@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use shoal_protocol::TaskId;
 use shoal_protocol::spec::templates::{self, TaskContext};
-use shoal_protocol::spec::{FileReference, Mount, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate};
+use shoal_protocol::spec::{
+    FileReference, Mount, PortConfig, PublishMode, STOP_GRACE_NANOS_DEFAULT, TaskTemplate, Transport,
+};
 
 use super::{ContainerPlan, NodeIdentity, PlannedFile, Wanted};
+
+/// How long connections to a task are waited for at most before it is told to stop.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// Label with the cluster's identifier.
 pub const LABEL_CLUSTER: &str = "shoal.cluster.id";
@@ -22,6 +27,19 @@ pub const LABEL_TASK: &str = "com.docker.swarm.task.id";
 /// Returns the grace of a template: between its stop signal and SIGKILL.
 pub fn stop_grace(template: &TaskTemplate) -> Duration {
     Duration::from_nanos(template.container_spec.stop_grace_period.unwrap_or(STOP_GRACE_NANOS_DEFAULT))
+}
+
+/// Returns how long connections to a task that is to be stopped are waited for before its stop signal. Many programs end at that
+/// signal with what they were answering; those that stay for long cannot hold an update up.
+pub fn drain(ports: &[PortConfig], grace: Duration) -> Duration {
+    let has_connections = |port: &PortConfig| {
+        let is_tcp = match port.transport() {
+            Transport::Tcp => true,
+            Transport::Udp | Transport::Other => false,
+        };
+        port.publish_mode == PublishMode::Ingress && is_tcp
+    };
+    if ports.iter().any(has_connections) { grace.min(DRAIN_MAX) } else { Duration::ZERO }
 }
 
 /// Resolves a task for the driver. The error says which template cannot be filled in here.

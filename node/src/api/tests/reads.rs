@@ -366,6 +366,7 @@ async fn metrics_count_what_published_ports_carry() {
         flows_max: 10,
         seed: 1,
         clock: Arc::new(|| Time(0)),
+        serving: Arc::default(),
         metrics: counted,
     };
     let ingress = Ingress::spawn(config, Arc::new(NoTunnels));

@@ -132,7 +132,10 @@ fn a_task_runs_and_is_removed() {
     set(&mut agent, &[(1, wanted(TaskState::Shutdown))], at(2));
     let actions = oblige(&mut agent, at(2));
     assert_eq!(states(&actions), [(1, TaskState::Shutdown)]);
-    assert_eq!(calls(&actions), [&DriverCall::Stop { task: TaskId(1), grace: Duration::from_secs(10) }]);
+    assert_eq!(
+        calls(&actions),
+        [&DriverCall::Stop { task: TaskId(1), grace: Duration::from_secs(10), drain: Duration::ZERO }]
+    );
 
     set(&mut agent, &[], at(3));
     let actions = oblige(&mut agent, at(3));
@@ -245,7 +248,7 @@ fn what_nobody_wants_is_removed_only_after_a_manager_was_heard() {
     assert_eq!(
         calls(&actions),
         [
-            &DriverCall::Stop { task: TaskId(1), grace: STOP_GRACE_UNKNOWN },
+            &DriverCall::Stop { task: TaskId(1), grace: STOP_GRACE_UNKNOWN, drain: Duration::ZERO },
             &DriverCall::Remove(TaskId(2)),
             &DriverCall::Remove(TaskId(1)),
         ]

@@ -33,11 +33,22 @@ impl Answer {
 
 /// Sends one `GET` on a connection of its own and reads the whole answer; all of it within `limit`.
 pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
+    send(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"), limit)
+}
+
+/// Sends one request with a body of JSON on a connection of its own and reads the whole answer; all of it within `limit`.
+pub fn request(address: SocketAddr, method: &str, path: &str, body: &str, limit: Duration) -> Result<Answer> {
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    send(address, &format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"), limit)
+}
+
+fn send(address: SocketAddr, request: &str, limit: Duration) -> Result<Answer> {
     let deadline = Instant::now() + limit;
     let mut stream = TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("send request")?;
+    stream.write_all(request.as_bytes()).context("send request")?;
     read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here knows how shoal works inside; it starts `shoald`, calls `shoal`, looks at processes and sends HTTP requests,
 //! as a user could.
 
+pub mod browser;
 pub mod capture;
 pub mod evidence;
 pub mod http;

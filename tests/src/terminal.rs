@@ -91,7 +91,12 @@ impl Terminal {
 
     /// Returns what is on the screen.
     pub fn text(&self) -> String {
-        picture(&self.written(), self.size)
+        Screen::draw(&self.written(), self.size).text()
+    }
+
+    /// Returns what is on the screen as a page for browsers.
+    pub fn html(&self) -> String {
+        Screen::draw(&self.written(), self.size).html()
     }
 
     /// Waits until the screen is as it should be.
@@ -128,48 +133,136 @@ fn window(columns: u16, rows: u16) -> Winsize {
     Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-/// Draws what was written: letters, lines, moves of the cursor and clearing; colours and everything else are passed over.
-fn picture(written: &str, (columns, rows): (u16, u16)) -> String {
-    let (columns, rows) = (usize::from(columns), usize::from(rows));
-    let mut screen = vec![vec![' '; columns]; rows];
-    let (mut x, mut y) = (0, 0);
-    let mut characters = written.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\u{1b}' => {
-                if characters.next() != Some('[') {
-                    continue;
+/// What a program has drawn.
+struct Screen {
+    columns: usize,
+    cells: Vec<Vec<Cell>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Cell {
+    letter: char,
+    style: Style,
+}
+
+/// How a letter looks. Colours are of the 256 that terminals number.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Style {
+    colour: Option<u8>,
+    is_bold: bool,
+    is_dim: bool,
+    is_reversed: bool,
+}
+
+impl Screen {
+    const EMPTY: Cell =
+        Cell { letter: ' ', style: Style { colour: None, is_bold: false, is_dim: false, is_reversed: false } };
+
+    /// Draws what was written: letters, lines, moves of the cursor, clearing and colours; everything else is passed over.
+    fn draw(written: &str, (columns, rows): (u16, u16)) -> Self {
+        let columns = usize::from(columns);
+        let mut screen = Self { columns, cells: Vec::new() };
+        screen.cells.resize(usize::from(rows), vec![Self::EMPTY; columns]);
+        let (mut x, mut y, mut style) = (0, 0, Style::default());
+        let mut characters = written.chars();
+        while let Some(character) = characters.next() {
+            match character {
+                '\u{1b}' => {
+                    if characters.next() != Some('[') {
+                        continue;
+                    }
+                    let mut numbers = String::new();
+                    let end = characters.by_ref().find(|character| {
+                        let is_end = character.is_ascii_alphabetic();
+                        if !is_end {
+                            numbers.push(*character);
+                        }
+                        is_end
+                    });
+                    let numbers: Vec<usize> = numbers.split(';').map(|number| number.parse().unwrap_or(0)).collect();
+                    let place = |index: usize| numbers.get(index).map_or(0, |number| number.saturating_sub(1));
+                    match end {
+                        Some('H') => (y, x) = (place(0), place(1)),
+                        Some('J') => screen.cells.fill(vec![Self::EMPTY; columns]),
+                        Some('m') => style.change(&numbers),
+                        _ => {}
+                    }
                 }
-                let mut numbers = String::new();
-                let end = characters.by_ref().find(|character| {
-                    let is_end = character.is_ascii_alphabetic();
-                    if !is_end {
-                        numbers.push(*character);
+                '\r' => x = 0,
+                '\n' => y += 1,
+                character if character.is_control() => {}
+                letter => {
+                    if let Some(cell) = screen.cells.get_mut(y).and_then(|row| row.get_mut(x)) {
+                        *cell = Cell { letter, style };
                     }
-                    is_end
-                });
-                match end {
-                    Some('H') => {
-                        let mut at =
-                            numbers.split(';').map(|number| number.parse().unwrap_or(1usize).saturating_sub(1));
-                        (y, x) = (at.next().unwrap_or(0), at.next().unwrap_or(0));
-                    }
-                    Some('J') => screen = vec![vec![' '; columns]; rows],
-                    _ => {}
+                    x += 1;
                 }
             }
-            '\r' => x = 0,
-            '\n' => y += 1,
-            character if character.is_control() => {}
-            character => {
-                if let Some(cell) = screen.get_mut(y).and_then(|row| row.get_mut(x)) {
-                    *cell = character;
-                }
-                x += 1;
+        }
+        screen
+    }
+
+    fn text(&self) -> String {
+        let line =
+            |row: &Vec<Cell>| row.iter().map(|cell| cell.letter).collect::<String>().trim_end().to_owned() + "\n";
+        self.cells.iter().map(line).collect()
+    }
+
+    /// Writes the screen as a page for browsers, which can make a picture of it.
+    fn html(&self) -> String {
+        let mut html = format!(
+            "<!DOCTYPE html><meta charset=utf-8><style>body{{margin:0;background:#11181d}}pre{{margin:0;padding:12px;\
+             color:#d6e0e5;font:14px/1.25 'DejaVu Sans Mono',monospace;width:{}ch}}</style><pre>",
+            self.columns
+        );
+        for row in &self.cells {
+            for run in row.chunk_by(|a, b| a.style == b.style) {
+                let letters: String = run.iter().map(|cell| cell.letter).collect();
+                let letters = letters.replace('&', "&amp;").replace('<', "&lt;");
+                html += &format!("<span style=\"{}\">{letters}</span>", run[0].style.css());
+            }
+            html.push('\n');
+        }
+        html
+    }
+}
+
+impl Style {
+    /// Source: ECMA-48, select graphic rendition; 38;5 is xterm's.
+    fn change(&mut self, numbers: &[usize]) {
+        let mut numbers = numbers.iter();
+        while let Some(number) = numbers.next() {
+            match number {
+                0 => *self = Self::default(),
+                1 => self.is_bold = true,
+                2 => self.is_dim = true,
+                7 => self.is_reversed = true,
+                22 => (self.is_bold, self.is_dim) = (false, false),
+                27 => self.is_reversed = false,
+                38 => self.colour = numbers.nth(1).and_then(|colour| u8::try_from(*colour).ok()),
+                39 => self.colour = None,
+                48 => drop(numbers.nth(1)), // the ground stays what it is
+                _ => {}
             }
         }
     }
-    screen.iter().map(|row| row.iter().collect::<String>().trim_end().to_owned() + "\n").collect()
+
+    fn css(self) -> String {
+        const COLOURS: [&str; 8] =
+            ["#11181d", "#ff8a80", "#4ccf9c", "#e3b341", "#7aa7ff", "#c79bff", "#67c3e6", "#d6e0e5"];
+        let colour = self.colour.map_or(COLOURS[7], |colour| COLOURS[usize::from(colour % 8)]);
+        let mut css = match self.is_reversed {
+            true => format!("background:{colour};color:{}", COLOURS[0]),
+            false => format!("color:{colour}"),
+        };
+        if self.is_bold {
+            css += ";font-weight:bold";
+        }
+        if self.is_dim {
+            css += ";opacity:.65";
+        }
+        css
+    }
 }
 
 #[cfg(test)]
@@ -180,8 +273,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_drawn() {
-        let written = "lost\u{1b}[2J\u{1b}[1;1Hone\r\n\u{1b}[31mtwo\u{1b}[0m\u{1b}[2;6Hx\u{1b}[9;9Houtside\u{1b}[?25l";
-        assert_eq!(picture(written, (6, 2)), "one\ntwo  x\n");
+        let written =
+            "lost\u{1b}[2J\u{1b}[1;1Hone\r\n\u{1b}[38;5;1;49mtwo\u{1b}[0m\u{1b}[2;6Hx\u{1b}[9;9Houtside\u{1b}[?25l";
+        let screen = Screen::draw(written, (6, 2));
+        assert_eq!(screen.text(), "one\ntwo  x\n");
+        assert_eq!(screen.html().matches("<span").count(), 3);
     }
 
     #[test]

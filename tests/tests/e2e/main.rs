@@ -17,6 +17,7 @@ mod intruder;
 mod jobs;
 mod keys;
 mod outcasts;
+mod page;
 mod pauses;
 mod ports;
 mod rejoin;

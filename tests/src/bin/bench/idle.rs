@@ -15,7 +15,7 @@ use super::{LabArgs, Printer, control, five_nodes};
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// How long what was done before may echo.
-const SETTLE: Duration = Duration::from_secs(10);
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 
 /// What memory is measured with: services, and slots of some more services.
 const SERVICES: usize = 1_000;
@@ -44,17 +44,23 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    /// Averages over a while.
+    /// Averages over a while, for all nodes.
     pub(crate) fn of(lab: &Lab, window: Duration) -> Result<Self> {
-        let (start, before) = (Instant::now(), usages(lab)?);
-        let mut rss_mb = vec![Vec::new(); lab.config.nodes];
+        Self::of_each(&lab.nodes().collect::<Vec<_>>(), window)
+    }
+
+    /// Averages over a while, for some nodes.
+    pub(crate) fn of_each(nodes: &[Node<'_>], window: Duration) -> Result<Self> {
+        let usages = || nodes.iter().map(|node| usage(*node)).collect::<Result<Vec<_>>>();
+        let (start, before) = (Instant::now(), usages()?);
+        let mut rss_mb = vec![Vec::new(); nodes.len()];
         while start.elapsed() < window {
-            for node in lab.nodes() {
-                rss_mb[node.index - 1].push(rss_of(node)?);
+            for (node, samples) in nodes.iter().zip(&mut rss_mb) {
+                samples.push(rss_of(*node)?);
             }
             std::thread::sleep(Duration::from_secs(1));
         }
-        let (seconds, after) = (start.elapsed().as_secs_f64(), usages(lab)?);
+        let (seconds, after) = (start.elapsed().as_secs_f64(), usages()?);
         let per_second = |part: fn(&Usage) -> f64, factor: f64| -> Vec<f64> {
             before.iter().zip(&after).map(|(before, after)| (part(after) - part(before)) / seconds * factor).collect()
         };
@@ -119,10 +125,6 @@ pub(crate) fn memory(printer: &Printer, args: &LabArgs) -> Result<()> {
     // Listing so many took memory for a moment, which the allocator keeps: it is a part of what it costs.
     printer.spread("memory-10000-slots", &growth(&services, &rss()?), "MB more", &[]);
     Ok(())
-}
-
-fn usages(lab: &Lab) -> Result<Vec<Usage>> {
-    lab.nodes().map(usage).collect()
 }
 
 fn usage(node: Node<'_>) -> Result<Usage> {

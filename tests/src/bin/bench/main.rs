@@ -23,6 +23,7 @@ mod ingress;
 mod load;
 mod rollout;
 mod swarm;
+mod watch;
 
 use alarms::Disturbance;
 
@@ -51,6 +52,9 @@ struct Args {
     /// For how long false alarms are looked for under each disturbance, such as 60s or 10m
     #[arg(long = "for", value_parser = parse_duration, default_value = "10m", value_name = "DURATION")]
     duration: Duration,
+    /// Where 'watch' puts pictures of what it shows; none are made if absent
+    #[arg(long, value_name = "DIRECTORY")]
+    pictures: Option<PathBuf>,
     /// Measure nothing; remove what a run that was killed left in the directory
     #[arg(long)]
     down: bool,
@@ -76,6 +80,8 @@ enum Name {
     LoadUpdate,
     /// From 10 to 100 running containers
     Scale,
+    /// What `shoal top` and the page cost a daemon of 20 nodes with 200 tasks
+    Watch,
     /// A node is killed: until every replacement has answered
     FailoverCrash,
     /// A node's cable is cut, then it is killed
@@ -214,6 +220,7 @@ fn run(args: &Args) -> Result<()> {
             Name::Update => rollout::update(&printer, &lab, args.swarm)?,
             Name::LoadUpdate => rollout::load_update(&printer, &lab)?,
             Name::Scale => rollout::scale(&printer, &lab, args.swarm)?,
+            Name::Watch => watch::watch(&printer, &lab, args.pictures.as_deref())?,
             Name::FailoverCrash => failover(Loss::Crash)?,
             Name::FailoverCutKill => failover(Loss::CutThenKill)?,
             Name::FailoverCut => failover(Loss::Cut)?,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use shoal_control::task::ContainerPlan;
+use shoal_control::task::health::HealthStatus;
 use shoal_protocol::WallTime;
 
 use super::{DriverError, ImageInfo};
@@ -57,8 +58,36 @@ pub struct ContainerInfo {
     pub created: WallTime,
     /// Where it is in its life.
     pub state: ContainerState,
+    /// What its health checks find, if it has any.
+    pub health: Option<ContainerHealth>,
+    /// Ports that its image says it listens on, such as `80/tcp`.
+    pub exposed: Vec<String>,
     /// What its files take, if they were counted.
     pub sizes: Option<ContainerSizes>,
+}
+
+/// What the health checks of a container find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerHealth {
+    /// How they find it.
+    pub status: HealthStatus,
+    /// Checks that failed since the last one that did not.
+    pub failures: u64,
+    /// The last checks, newest last.
+    pub checks: Vec<CheckInfo>,
+}
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckInfo {
+    /// When it began.
+    pub began: WallTime,
+    /// When it ended.
+    pub ended: WallTime,
+    /// Exit code; -1 if it has none.
+    pub code: i32,
+    /// What it wrote.
+    pub output: String,
 }
 
 /// What a container's files take.

@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use shoal_control::task::health::{Checks, HealthStatus, OUTPUT_BYTES_MAX, Policy};
-use shoal_protocol::Time;
+use shoal_control::task::health::{Checks, OUTPUT_BYTES_MAX, Policy};
+use shoal_protocol::{Time, WallTime};
 
 use super::check;
-use crate::driver::embedded::bundle::{BundleDir, HealthRecord, write_json};
+use crate::driver::embedded::bundle::{BundleDir, CHECKS_KEPT, CheckRecord, HealthRecord, wall_now, write_json};
 
 /// What a check's process may take beyond the check's own timeout, which it keeps by itself, before it is killed.
 const EXTRA: Duration = Duration::from_secs(5);
@@ -28,8 +28,8 @@ pub struct Monitor {
     /// What [`Time`] counts from here.
     origin: Instant,
     running: Option<Running>,
-    /// What was last written down.
-    told: Option<HealthStatus>,
+    /// What is written down.
+    record: HealthRecord,
 }
 
 struct Running {
@@ -37,6 +37,7 @@ struct Running {
     output: ChildStdout,
     text: Vec<u8>,
     began: Time,
+    began_wall: WallTime,
 }
 
 impl Monitor {
@@ -44,7 +45,7 @@ impl Monitor {
     pub fn new(directory: &BundleDir, policy: &Policy) -> Self {
         let checks = Checks::new(policy, Time(0));
         let (directory, policy) = (directory.clone(), policy.clone());
-        Self { directory, policy, checks, origin: Instant::now(), running: None, told: None }
+        Self { directory, policy, checks, origin: Instant::now(), running: None, record: HealthRecord::starting() }
     }
 
     /// Returns what becomes readable when there is something to do.
@@ -68,13 +69,18 @@ impl Monitor {
                 }
                 let _ = running.child.kill();
             }
-            let succeeded = running.child.wait().is_ok_and(|status| status.success());
-            self.take_result(running.began, succeeded, &String::from_utf8_lossy(&running.text));
+            let code = running.child.wait().ok().and_then(|status| status.code()).unwrap_or(-1);
+            let output = String::from_utf8_lossy(&running.text).into_owned();
+            let check = CheckRecord { began: running.began_wall, ended: wall_now(), code, output };
+            self.take_result(running.began, check);
         } else if self.now() >= self.checks.due() {
             let began = self.now();
             match Running::begin(&self.directory, began) {
                 Ok(running) => self.running = Some(running),
-                Err(error) => self.take_result(began, false, &format!("failed to run the health check: {error}")),
+                Err(error) => {
+                    let output = format!("failed to run the health check: {error}");
+                    self.take_result(began, CheckRecord { began: wall_now(), ended: wall_now(), code: -1, output });
+                }
             }
         }
     }
@@ -87,14 +93,19 @@ impl Monitor {
         running.began + self.policy.timeout.saturating_add(EXTRA)
     }
 
-    fn take_result(&mut self, began: Time, succeeded: bool, output: &str) {
-        self.checks.take_result(&self.policy, began, succeeded, self.now());
+    fn take_result(&mut self, began: Time, check: CheckRecord) {
+        self.checks.take_result(&self.policy, began, check.code == 0, self.now());
         let status = self.checks.status();
-        if self.told != Some(status) {
-            let record = HealthRecord { status, output: output.to_owned() };
-            // On a full disk it is told after the next check.
-            self.told = write_json(&self.directory.path("health.json"), &record).ok().map(|()| status);
+        if self.record.status != status {
+            self.record.status = status;
+            self.record.output = check.output.clone();
         }
+        self.record.failures = self.checks.failures();
+        self.record.log.push(check);
+        let beyond = self.record.log.len().saturating_sub(CHECKS_KEPT);
+        self.record.log.drain(..beyond);
+        // On a full disk it is told after the next check.
+        let _ = write_json(&self.directory.path("health.json"), &self.record);
     }
 }
 
@@ -111,7 +122,7 @@ impl Running {
             .spawn()?;
         match child.stdout.take() {
             Some(output) if rustix::io::ioctl_fionbio(&output, true).is_ok() => {
-                Ok(Self { child, output, text: Vec::new(), began })
+                Ok(Self { child, output, text: Vec::new(), began, began_wall: wall_now() })
             }
             Some(_) | None => {
                 end(&mut child);

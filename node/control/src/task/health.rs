@@ -104,6 +104,11 @@ impl Checks {
         self.status
     }
 
+    /// Returns how many checks have failed since the last one that did not, those that were forgiven apart.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
     /// Returns when the next check is to begin.
     pub fn due(&self) -> Time {
         self.due

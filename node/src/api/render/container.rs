@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use shoal_control::task::health::HealthStatus;
 use shoal_protocol::WallTime;
 use shoal_protocol::spec::PortConfig;
 use shoal_protocol::spec::mount::{Mount, MountKind};
 use shoal_protocol::time::human_duration;
 
 use crate::driver::ImageInfo;
-use crate::driver::inventory::{ContainerInfo, ContainerState, ImageDetails, VolumeInfo};
+use crate::driver::inventory::{CheckInfo, ContainerHealth, ContainerInfo, ContainerState, ImageDetails, VolumeInfo};
 
 /// The moment that Docker writes where there was none.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -24,11 +25,16 @@ pub fn container_state(state: &ContainerState) -> &'static str {
 }
 
 /// Says where a container is in its life as `docker ps` shows it.
-fn status(state: &ContainerState, now: WallTime) -> String {
+fn status(container: &ContainerInfo, now: WallTime) -> String {
     let since = |then: WallTime| human_duration(i128::from(now.0) - i128::from(then.0));
-    match state {
+    let health = container.health.as_ref().map(|health| match health.status {
+        HealthStatus::Starting => " (health: starting)",
+        HealthStatus::Healthy => " (healthy)",
+        HealthStatus::Unhealthy => " (unhealthy)",
+    });
+    match &container.state {
         ContainerState::Created => "Created".to_owned(),
-        ContainerState::Running { started, .. } => format!("Up {}", since(*started)),
+        ContainerState::Running { started, .. } => format!("Up {}{}", since(*started), health.unwrap_or_default()),
         ContainerState::Exited { code, ended, .. } => format!("Exited ({code}) {} ago", since(*ended)),
     }
 }
@@ -43,10 +49,10 @@ pub fn container_summary(container: &ContainerInfo, now: WallTime) -> Value {
         "ImageID": container.image_id,
         "Command": command(&container.args),
         "Created": seconds(container.created),
-        "Ports": published(&plan.host_ports).map(port_summary).collect::<Vec<_>>(),
+        "Ports": port_summaries(container),
         "Labels": plan.labels,
         "State": container_state(&container.state),
-        "Status": status(&container.state, now),
+        "Status": status(container, now),
         "HostConfig": {"NetworkMode": "default"},
         "NetworkSettings": {"Networks": networks(container)},
         "Mounts": mounts(container),
@@ -81,6 +87,25 @@ fn protocol(port: &PortConfig) -> &str {
 
 fn port_summary(port: &PortConfig) -> Value {
     json!({"IP": "0.0.0.0", "PrivatePort": port.target_port, "PublicPort": port.published_port, "Type": protocol(port)})
+}
+
+/// Lists published ports, and what the image says it listens on beside those, where it runs.
+fn port_summaries(container: &ContainerInfo) -> Vec<Value> {
+    let published: Vec<&PortConfig> = published(&container.plan.host_ports).collect();
+    let is_on = matches!(container.state, ContainerState::Running { .. });
+    let inside = exposed(container).filter(|(number, kind)| {
+        is_on && !published.iter().any(|port| port.target_port == *number && protocol(port) == *kind)
+    });
+    let inside = inside.map(|(number, kind)| json!({"PrivatePort": number, "Type": kind}));
+    published.iter().map(|port| port_summary(port)).chain(inside).collect()
+}
+
+/// Reads what the image says it listens on; a port without a protocol is one of TCP.
+fn exposed(container: &ContainerInfo) -> impl Iterator<Item = (u16, &str)> {
+    container.exposed.iter().filter_map(|port| {
+        let (number, kind) = port.split_once('/').unwrap_or((port, "tcp"));
+        Some((number.parse().ok()?, kind))
+    })
 }
 
 fn networks(container: &ContainerInfo) -> Value {
@@ -133,7 +158,7 @@ pub fn container(container: &ContainerInfo) -> Value {
         "Created": container.created.to_string(),
         "Path": container.args.first(),
         "Args": container.args.iter().skip(1).collect::<Vec<_>>(),
-        "State": state(&container.state),
+        "State": state(container),
         "Image": container.image_id,
         "Name": format!("/{}", plan.name),
         "RestartCount": 0,
@@ -147,7 +172,7 @@ pub fn container(container: &ContainerInfo) -> Value {
         "Mounts": mounts(container),
         "Config": config(container),
         "NetworkSettings": {
-            "Ports": bindings(&plan.host_ports),
+            "Ports": ports(container),
             "Networks": networks(container),
         },
     });
@@ -161,14 +186,15 @@ pub fn container(container: &ContainerInfo) -> Value {
     shown
 }
 
-fn state(state: &ContainerState) -> Value {
+fn state(container: &ContainerInfo) -> Value {
+    let state = &container.state;
     let (pid, code, error, started, finished) = match state {
         ContainerState::Created => (0, 0, "", None, None),
         ContainerState::Running { pid, started } => (*pid, 0, "", Some(*started), None),
         ContainerState::Exited { code, error, started, ended } => (0, *code, error.as_str(), *started, Some(*ended)),
     };
     let moment = |moment: Option<WallTime>| moment.map_or_else(|| NEVER.to_owned(), |moment| moment.to_string());
-    json!({
+    let mut shown = json!({
         "Status": container_state(state),
         "Running": matches!(state, ContainerState::Running { .. }),
         "Paused": false,
@@ -180,7 +206,41 @@ fn state(state: &ContainerState) -> Value {
         "Error": error,
         "StartedAt": moment(started),
         "FinishedAt": moment(finished),
+    });
+    if let Some(health) = &container.health {
+        shown["Health"] = self::health(health);
+    }
+    shown
+}
+
+fn health(health: &ContainerHealth) -> Value {
+    let check = |check: &CheckInfo| {
+        json!({
+            "Start": check.began.to_string(),
+            "End": check.ended.to_string(),
+            "ExitCode": check.code,
+            "Output": check.output,
+        })
+    };
+    json!({
+        "Status": health.status,
+        "FailingStreak": health.failures,
+        "Log": health.checks.iter().map(check).collect::<Vec<_>>(),
     })
+}
+
+/// Returns which ports lead to the container, those that are open inside alone included.
+fn ports(container: &ContainerInfo) -> Value {
+    let mut shown = bindings(&container.plan.host_ports);
+    if matches!(container.state, ContainerState::Running { .. }) {
+        for (number, kind) in exposed(container) {
+            let name = format!("{number}/{kind}");
+            if shown.get(&name).is_none() {
+                shown[name] = Value::Null;
+            }
+        }
+    }
+    shown
 }
 
 fn host_config(container: &ContainerInfo) -> Value {
@@ -222,6 +282,13 @@ fn config(container: &ContainerInfo) -> Value {
         "Labels": plan.labels,
         "StopTimeout": plan.stop_grace.as_secs(),
     });
+    if !container.exposed.is_empty() {
+        let ports = exposed(container).map(|(number, kind)| (format!("{number}/{kind}"), json!({})));
+        config["ExposedPorts"] = ports.collect::<serde_json::Map<_, _>>().into();
+    }
+    if let Some(check) = &plan.healthcheck {
+        config["Healthcheck"] = json!(check);
+    }
     if !plan.stop_signal.is_empty() {
         config["StopSignal"] = json!(plan.stop_signal);
     }

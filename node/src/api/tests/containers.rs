@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_control::task::ContainerPlan;
+use shoal_control::task::health::HealthStatus;
 use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::spec::templates::TaskContext;
 use shoal_protocol::spec::{Limits, Mount, PublishMode, Settings};
 
 use super::*;
-use crate::driver::inventory::{ContainerInfo, ContainerSizes, ContainerState, ImageDetails, VolumeInfo};
+use crate::driver::inventory::{
+    CheckInfo, ContainerHealth, ContainerInfo, ContainerSizes, ContainerState, ImageDetails, VolumeInfo,
+};
 
 /// What a node without an engine has: a container that runs, one that has ended and one that was never started.
 struct Shelf;
@@ -65,6 +68,12 @@ fn container(number: u32, state: ContainerState, created: WallTime, sizes: bool)
         prefix: 24,
         volumes: BTreeMap::from([("/d".to_owned(), "/data/volumes/data/_data".into())]),
         created,
+        health: matches!(state, ContainerState::Running { .. }).then(|| ContainerHealth {
+            status: HealthStatus::Healthy,
+            failures: 0,
+            checks: vec![CheckInfo { began: at(4), ended: at(3), code: 0, output: "fine".to_owned() }],
+        }),
+        exposed: vec!["80/tcp".to_owned(), "90".to_owned()],
         state,
         sizes: sizes.then_some(ContainerSizes { written_bytes: 4096, image_bytes: 100 }),
     }
@@ -133,14 +142,20 @@ async fn containers_are_listed_as_docker_lists_them() {
     let one = &running[0];
     let name = format!("/web.2.{}", TaskId(10_000_002));
     assert_eq!((&one["Id"], &one["Names"][0]), (&json!("2".repeat(64)), &json!(name)));
-    assert_eq!((&one["State"], &one["Status"]), (&json!("running"), &json!("Up 5 seconds")));
+    assert_eq!((&one["State"], &one["Status"]), (&json!("running"), &json!("Up 5 seconds (healthy)")));
     assert_eq!((&one["Command"], &one["Created"]), (&json!("sh -c 'sleep 1'"), &json!(1_795_398_714)));
-    assert_eq!(one["Ports"], json!([{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]));
+    assert_eq!(
+        one["Ports"],
+        json!([
+            {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"},
+            {"PrivatePort": 90, "Type": "tcp"},
+        ])
+    );
     assert_eq!(one["NetworkSettings"]["Networks"]["bridge"]["IPAddress"], "10.212.1.2");
     assert_eq!((&one["SizeRw"], &one["Mounts"][0]["Name"]), (&Value::Null, &json!("data")));
     let all = server.get("/containers/json?all=1&size=1").await;
     let status: Vec<_> = all.as_array().unwrap().iter().map(|one| one["Status"].as_str().unwrap()).collect();
-    assert_eq!(status, ["Created", "Up 5 seconds", "Exited (137) About a minute ago"]);
+    assert_eq!(status, ["Created", "Up 5 seconds (healthy)", "Exited (137) About a minute ago"]);
     assert_eq!((&all[0]["SizeRw"], &all[0]["SizeRootFs"]), (&json!(4096), &json!(4196)));
 }
 
@@ -204,6 +219,12 @@ async fn a_container_is_found_by_name_and_by_identifier() {
             (&json!(33_554_432), &json!("/data/volumes/data/_data"))
         );
     }
+    let running = server.get("/containers/222/json").await;
+    let check = json!({"Start": at(4).to_string(), "End": at(3).to_string(), "ExitCode": 0, "Output": "fine"});
+    assert_eq!(running["State"]["Health"], json!({"Status": "healthy", "FailingStreak": 0, "Log": [check]}));
+    assert_eq!(running["Config"]["ExposedPorts"], json!({"80/tcp": {}, "90/tcp": {}}));
+    assert_eq!(running["NetworkSettings"]["Ports"]["90/tcp"], Value::Null);
+    assert_eq!(running["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"], "8080");
     let never = server.get("/containers/333/json").await;
     assert_eq!(
         (&never["State"]["Status"], &never["State"]["StartedAt"]),

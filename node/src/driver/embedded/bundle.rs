@@ -49,6 +49,9 @@ pub struct Bundle {
     pub user: String,
     /// Host name.
     pub hostname: String,
+    /// Ports that its image says it listens on, such as `80/tcp`.
+    #[serde(default)]
+    pub exposed: Vec<String>,
     /// Its health check, if it has one.
     #[serde(default)]
     pub health: Option<Policy>,
@@ -91,6 +94,35 @@ pub struct HealthRecord {
     pub status: HealthStatus,
     /// What the check wrote that made it so.
     pub output: String,
+    /// Checks that failed since the last one that did not.
+    #[serde(default)]
+    pub failures: u64,
+    /// The last checks, newest last, [`CHECKS_KEPT`] at most.
+    #[serde(default)]
+    pub log: Vec<CheckRecord>,
+}
+
+/// Checks that a record keeps. Source: Docker Engine.
+pub const CHECKS_KEPT: usize = 5;
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRecord {
+    /// When it began.
+    pub began: WallTime,
+    /// When it ended.
+    pub ended: WallTime,
+    /// Exit code; -1 if it has none.
+    pub code: i32,
+    /// What it wrote.
+    pub output: String,
+}
+
+impl HealthRecord {
+    /// Returns what is found before the first check has ended.
+    pub fn starting() -> Self {
+        Self { status: HealthStatus::Starting, output: String::new(), failures: 0, log: Vec::new() }
+    }
 }
 
 /// How a container ended.
@@ -147,8 +179,7 @@ impl BundleDir {
 
     /// Reads what its checks find; until the first has ended, it is starting.
     pub fn health(&self) -> io::Result<HealthRecord> {
-        let starting = || HealthRecord { status: HealthStatus::Starting, output: String::new() };
-        Ok(read_json(&self.path("health.json"))?.unwrap_or_else(starting))
+        Ok(read_json(&self.path("health.json"))?.unwrap_or_else(HealthRecord::starting))
     }
 
     /// Reads how it ended, if it has.

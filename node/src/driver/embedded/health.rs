@@ -17,7 +17,7 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 pub async fn next(directory: &BundleDir, policy: &Policy, known: Option<HealthStatus>) -> io::Result<HealthReport> {
     let pause = (policy.interval.min(policy.start_interval) / LOOKS).clamp(LOOK_MIN, LOOK_MAX);
     loop {
-        let HealthRecord { status, output } = directory.health()?;
+        let HealthRecord { status, output, .. } = directory.health()?;
         if known != Some(status) {
             return Ok(HealthReport { status, output });
         }

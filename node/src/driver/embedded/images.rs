@@ -137,6 +137,8 @@ pub struct Defaults {
     pub cmd: Option<Vec<String>>,
     /// Working directory.
     pub working_dir: Option<String>,
+    /// What it listens on, such as `80/tcp`, as an object with these names. It is only shown.
+    pub exposed_ports: Option<serde_json::Value>,
     /// Signal that asks it to end.
     pub stop_signal: Option<String>,
     /// Its health check, not read yet: what makes no sense concerns only who wants to run it.

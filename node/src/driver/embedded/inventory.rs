@@ -11,11 +11,13 @@ use std::time::UNIX_EPOCH;
 use async_trait::async_trait;
 use shoal_protocol::WallTime;
 
-use super::bundle::{self, Bundle, BundleDir};
+use super::bundle::{self, Bundle, BundleDir, CheckRecord, HealthRecord};
 use super::volumes::{self, VolumeDir, VolumeRecord};
 use super::{EmbeddedDriver, Life, failed, look};
 use crate::driver::DriverError;
-use crate::driver::inventory::{ContainerInfo, ContainerSizes, ContainerState, ImageDetails, Inventory, VolumeInfo};
+use crate::driver::inventory::{
+    CheckInfo, ContainerHealth, ContainerInfo, ContainerSizes, ContainerState, ImageDetails, Inventory, VolumeInfo,
+};
 
 #[async_trait]
 impl Inventory for EmbeddedDriver {
@@ -79,6 +81,7 @@ fn info(directory: &BundleDir, bundle: Bundle, images: Option<&BTreeMap<String, 
         let image_bytes = images.get(&bundle.image_id).copied().unwrap_or_default();
         Ok::<_, io::Error>(ContainerSizes { written_bytes, image_bytes })
     });
+    let health = bundle.health.is_some().then(|| directory.health()).transpose()?;
     Ok(ContainerInfo {
         id: bundle.container_id,
         image_id: bundle.image_id,
@@ -95,8 +98,19 @@ fn info(directory: &BundleDir, bundle: Bundle, images: Option<&BTreeMap<String, 
         created: modified(&directory.path("bundle.json"))?,
         plan: bundle.plan,
         state,
+        health: health.map(health_info),
+        exposed: bundle.exposed,
         sizes: sizes.transpose()?,
     })
+}
+
+fn health_info(record: HealthRecord) -> ContainerHealth {
+    let check = |CheckRecord { began, ended, code, output }| CheckInfo { began, ended, code, output };
+    ContainerHealth {
+        status: record.status,
+        failures: record.failures,
+        checks: record.log.into_iter().map(check).collect(),
+    }
 }
 
 fn modified(path: &Path) -> io::Result<WallTime> {

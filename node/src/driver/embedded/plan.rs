@@ -74,11 +74,10 @@ pub fn resolve(
             "a NUL byte in command, health check, environment, directory or host name".to_owned(),
         ));
     }
-    let seed = format!("{} {} {} {}", config.cluster, config.node, plan.task, wall_now().0);
     Ok(Bundle {
         plan: plan.clone(),
         cluster: config.cluster,
-        container_id: hex(&Sha256::digest(seed)),
+        container_id: new_id(config, plan),
         image_id: image.id.clone(),
         layers: image.layers.clone(),
         volumes: volumes::resolve(
@@ -91,6 +90,7 @@ pub fn resolve(
         dir,
         user: chosen(&plan.user, defaults.user, ""),
         hostname,
+        exposed: exposed(defaults.exposed_ports.as_ref()),
         health,
         init: settings::init(plan)?,
         log: settings::log_limits(plan.log_driver.as_ref())?,
@@ -100,6 +100,17 @@ pub fn resolve(
         prefix: subnet.prefix(),
         cgroup: format!("{}/{}", super::node_group(config.node), plan.task),
     })
+}
+
+/// Makes an identifier up: 64 hexadecimal digits.
+fn new_id(config: &EmbeddedConfig, plan: &ContainerPlan) -> String {
+    let seed = format!("{} {} {} {}", config.cluster, config.node, plan.task, wall_now().0);
+    hex(&Sha256::digest(seed))
+}
+
+/// Reads what the image listens on. Whatever else stands there is only not shown.
+fn exposed(ports: Option<&serde_json::Value>) -> Vec<String> {
+    ports.and_then(|ports| ports.as_object()).map(|ports| ports.keys().cloned().collect()).unwrap_or_default()
 }
 
 /// A command replaces the image's entrypoint and with it the image's arguments. Source: Docker.

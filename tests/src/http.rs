@@ -33,23 +33,26 @@ impl Answer {
 
 /// Sends one `GET` on a connection of its own and reads the whole answer; all of it within `limit`.
 pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
-    send(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"), limit)
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    send(address, &request, |_| false, limit)
 }
 
-/// Sends one request with a body of JSON on a connection of its own and reads the whole answer; all of it within `limit`.
+/// Sends one request with a body of JSON on a connection of its own and reads the answer, which has to tell its length; all of
+/// it within `limit`. Whether the other side then closes the connection is its own business.
 pub fn request(address: SocketAddr, method: &str, path: &str, body: &str, limit: Duration) -> Result<Answer> {
     let length = body.len();
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
-    send(address, &format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"), limit)
+    let request = format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
+    send(address, &request, |bytes| parse(bytes).is_ok(), limit)
 }
 
-fn send(address: SocketAddr, request: &str, limit: Duration) -> Result<Answer> {
+fn send(address: SocketAddr, request: &str, is_whole: impl Fn(&[u8]) -> bool, limit: Duration) -> Result<Answer> {
     let deadline = Instant::now() + limit;
     let mut stream = TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
     stream.write_all(request.as_bytes()).context("send request")?;
-    read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
+    read(&mut stream, is_whole, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
 }
 
 /// Sends one request to a daemon's socket and reads the whole answer; all of it within `limit`.
@@ -64,7 +67,7 @@ pub fn unix(socket: &Path, method: &str, path: &str, body: &str, limit: Duration
          Content-Length: {length}\r\n\r\n{body}"
     )
     .context("send request")?;
-    read(&mut stream, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
+    read(&mut stream, |_| false, |stream| Ok(stream.set_read_timeout(Some(left(deadline)?))?))
 }
 
 /// Percent-encodes everything but letters and digits, for a query.
@@ -81,9 +84,14 @@ fn left(deadline: Instant) -> Result<Duration> {
     if left.is_zero() { Err(anyhow!("no answer in time")) } else { Ok(left) }
 }
 
-fn read<S: Read>(stream: &mut S, set_timeout: impl Fn(&S) -> Result<()>) -> Result<Answer> {
+/// Reads until the other side closes, or what has come is all.
+fn read<S: Read>(
+    stream: &mut S,
+    is_whole: impl Fn(&[u8]) -> bool,
+    set_timeout: impl Fn(&S) -> Result<()>,
+) -> Result<Answer> {
     let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
-    loop {
+    while !is_whole(&bytes) {
         set_timeout(stream)?;
         match stream.read(&mut chunk).context("read answer")? {
             0 => break,

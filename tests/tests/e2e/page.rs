@@ -27,7 +27,7 @@ fn look(lab: &Lab) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let browser = Browser::start(node.namespace().as_deref(), directory.path())?;
     browser.open(URL)?;
-    browser.wait("the service runs", WAIT, |text| text.contains("http") && text.contains("2/2"))?;
+    browser.wait("the service runs", WAIT, |text| text.contains("http") && text.contains("2 of 2"))?;
     browser.run("window.first = true")?;
 
     let shoal = lab.node(2).shoal();
@@ -36,7 +36,7 @@ fn look(lab: &Lab) -> Result<()> {
     shoal.ok(&["service", "create", "--detach", "--name", "unplaced", "--constraint", "node.labels.a==b", IMAGE])?;
     shoal.ok(&["service", "scale", "http=3"])?;
     browser.wait("the change is shown", WAIT, |text| {
-        text.contains("3/3") && text.contains(markup) && text.contains("no suitable node")
+        text.contains("3 of 3") && text.contains(markup) && text.contains("no suitable node")
     })?;
     ensure!(browser.run("return window.first")? == true, "the page was loaded again to show a change");
     ensure!(browser.run("return document.images.length")? == 0, "a label became markup");
@@ -58,7 +58,7 @@ fn look(lab: &Lab) -> Result<()> {
     ensure!(browser.text()?.contains("http"), "what was known is gone");
     evidence(&browser, "page-silent")?;
     node.start_with(&host)?;
-    browser.wait("it goes on", WAIT, |text| !text.contains("No answer") && text.contains("3/3"))
+    browser.wait("it goes on", WAIT, |text| !text.contains("No answer") && text.contains("3 of 3"))
 }
 
 /// Keeps a picture in the directory that `SHOAL_PICTURES` names, for people to look at.

@@ -43,7 +43,7 @@ fn follow(lab: &Lab) -> Result<()> {
         text.contains("Tasks of service http (3)") && text.contains("http.3")
     })?;
     top.press("/http.2\r")?;
-    top.wait("one is found", WAIT, |text| text.contains("1 of 3 have") && !text.contains("http.3"))?;
+    top.wait("one is found", WAIT, |text| text.contains("1 of 3 have") && !text.contains("http.3  "))?;
     top.press("\r")?;
     top.wait("all about it", WAIT, |text| text.contains("Details") && text.contains("Desired"))?;
     top.press("\u{1b}")?;
@@ -57,12 +57,14 @@ fn follow(lab: &Lab) -> Result<()> {
     top.press("4")?;
     top.wait("leases are held", WAIT, |text| text.contains("shard-15") && !text.contains("nobody"))?;
     top.resize(40, 10)?;
+    // A key that is pressed in the moment of a resize may wait for the next one: crossterm hears of each only once.
+    top.wait("it is narrow", WAIT, |text| text.contains("4 Leases") && text.contains("q quit"))?;
     top.press("3")?;
-    top.wait("it is small", WAIT, |text| text.contains("3 Tasks") && text.contains("http.1"))?;
+    top.wait("it is small", WAIT, |text| text.contains("3 Tasks") && text.contains("http.2"))?;
     top.resize(100, 30)?;
     // The daemon dies: what was known stays, and it is said that it is old.
     lab.node(1).kill_daemon()?;
-    top.wait("the silence is told", WAIT, |text| text.contains("No answer for") && text.contains("http.1"))?;
+    top.wait("the silence is told", WAIT, |text| text.contains("No answer for") && text.contains("http.2"))?;
     lab.node(1).start_and_wait(WAIT)?;
     top.wait("it goes on", WAIT, |text| !text.contains("No answer for") && text.contains("tasks 3/3"))?;
     top.press("q")?;

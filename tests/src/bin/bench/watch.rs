@@ -74,7 +74,7 @@ pub(crate) fn watch(printer: &Printer, args: &LabArgs, pictures: Option<&Path>) 
     let browser = Browser::start(node.namespace().as_deref(), &directory)?;
     browser.resize(1280, 900)?;
     browser.open(URL)?;
-    browser.wait("the services are shown", WAIT, |text| text.contains("80/80"))?;
+    browser.wait("the services are shown", WAIT, |text| text.contains("80 of 80"))?;
     measure("watch-page")?;
     if let Some(pictures) = pictures {
         for (width, height, name) in [(1280, 900, "page"), (390, 844, "page-phone")] {

@@ -109,6 +109,32 @@ async fn calls_are_made_in_order_and_an_end_comes_before_its_stop() {
 }
 
 #[tokio::test]
+async fn a_task_is_stopped_when_its_connections_have_ended() {
+    let mut bench = Bench::new();
+    let (task, serving) = (TaskId(1), bench.agent.shared.serving.clone());
+    bench.prepare(task, "fake/web");
+    bench.agent.call(task, DriverCall::Start(task));
+    bench.expect("prepared").await;
+    bench.expect("started").await;
+    let connection = serving.connect(task).unwrap();
+    bench.agent.call(task, DriverCall::Stop { task, grace: GRACE, drain: SOON });
+    let retired = async {
+        while !serving.is_retired(task) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, retired).await.expect("it is withdrawn");
+    assert!(serving.connect(task).is_none(), "it gets no new ones");
+    // Nothing tells that something does not happen: a stop without the wait takes microseconds here.
+    let early = tokio::time::timeout(Duration::from_millis(100), bench.reports.recv()).await;
+    assert!(early.is_err(), "it is stopped under the one that it has: {early:?}");
+    drop(connection);
+    bench.expect("exited 0").await;
+    bench.expect("stopped").await;
+    assert!(serving.connect(task).is_some(), "nothing is kept of it");
+}
+
+#[tokio::test]
 async fn failures_are_told_apart() {
     for (image, want) in [
         ("fake/missing", "rejected: No such image: fake/missing on test-node"),

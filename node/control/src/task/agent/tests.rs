@@ -154,6 +154,36 @@ fn a_task_to_be_removed_says_when_nothing_is_left() {
 }
 
 #[test]
+fn connections_to_a_published_task_are_waited_for_within_its_grace() {
+    let port = |publish_mode, protocol: &str| PortConfig {
+        target_port: 80,
+        published_port: 81,
+        publish_mode,
+        protocol: protocol.to_owned(),
+        ..Default::default()
+    };
+    for (ports, grace, want) in [
+        (vec![port(PublishMode::Ingress, "tcp")], Some(10), 5),
+        (vec![port(PublishMode::Ingress, "udp"), port(PublishMode::Ingress, "")], Some(2), 2),
+        (vec![port(PublishMode::Ingress, "tcp")], Some(0), 0),
+        (vec![port(PublishMode::Ingress, "udp"), port(PublishMode::Host, "tcp")], None, 0),
+        (Vec::new(), None, 0),
+    ] {
+        let mut agent = listed_agent();
+        let mut template = template(0);
+        template.container_spec.stop_grace_period = grace.map(|secs: u64| secs * 1_000_000_000);
+        let template = Ok(Arc::new(template));
+        let published = |desired| Wanted { ports: ports.clone(), template: template.clone(), ..wanted(desired) };
+        set(&mut agent, &[(1, published(TaskState::Running))], at(1));
+        oblige(&mut agent, at(1));
+        set(&mut agent, &[(1, published(TaskState::Shutdown))], at(2));
+        let actions = oblige(&mut agent, at(2));
+        let [DriverCall::Stop { drain, .. }] = calls(&actions)[..] else { panic!("{actions:?}") };
+        assert_eq!(*drain, Duration::from_secs(want), "{ports:?}");
+    }
+}
+
+#[test]
 fn the_plan_says_who_the_task_is() {
     let mut agent = listed_agent();
     let host =

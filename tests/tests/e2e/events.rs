@@ -23,6 +23,8 @@ impl Events {
         let (shoal, path) = (node.shoal(), node.dir().join("events.jsonl"));
         let mut command = Command::new(&shoal.binary);
         command.arg("-H").arg(format!("unix://{}", shoal.socket.display())).args(["events", "--format", "json"]);
+        // Without a beginning it is told what happens once it is connected, and who asks does not know since when it is.
+        command.args(["--since", "10m"]);
         let output = std::fs::File::create(&path)?;
         Ok(Self { child: command.stdin(Stdio::null()).stdout(output).spawn()?, path })
     }

@@ -272,15 +272,17 @@ pub enum LeaseMessage {
     },
     /// A new set was decided. Its members ask the previous ones for their grants before they grant.
     Decided(VoterSet),
-    /// A member of the set after `version` asks a voter of `version` for all its grants.
+    /// A member of the set after `version` asks a voter of `version`, or of its own set, for all its grants.
     GrantsWanted {
         /// The replaced set.
         version: u64,
     },
-    /// All grants of a voter of `version` that will grant nothing under it any more.
+    /// All grants of a voter that will grant nothing under `version` any more.
     Grants {
         /// The replaced set.
         version: u64,
+        /// Whether it votes under a later set already: then it knows what a majority of the replaced one had granted.
+        is_complete: bool,
         /// Each lease at most once.
         grants: Vec<Grant>,
     },

@@ -395,7 +395,9 @@ impl Leases {
             LeaseMessage::Outbid { version, ballot } => self.on_outbid(version, ballot, now),
             LeaseMessage::Decided(set) => self.learn_voters(set, now),
             LeaseMessage::GrantsWanted { version } => self.on_grants_wanted(from, version, now),
-            LeaseMessage::Grants { version, grants } => self.on_grants(from, version, grants, now),
+            LeaseMessage::Grants { version, is_complete, grants } => {
+                self.on_grants(from, (version, is_complete), grants, now);
+            }
         }
     }
 

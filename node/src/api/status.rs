@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_protocol::lease::LeaseId;
+use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, NodeId, WallTime};
 
@@ -18,7 +18,7 @@ pub struct StatusFacts {
     /// Whether a majority of the voters answers.
     pub quorum: bool,
     /// The voters.
-    pub voters: Vec<NodeId>,
+    pub voters: VoterSet,
     /// Every lease.
     pub leases: Vec<LeaseFacts>,
     /// Every node.
@@ -72,7 +72,7 @@ impl StatusReport {
             cluster: facts.cluster.map_or_else(String::new, |cluster| cluster.to_string()),
             node: facts.me,
             quorum: facts.quorum,
-            voters: facts.voters.clone(),
+            voters: facts.voters.members.clone(),
             leases: facts.leases.iter().map(lease).collect(),
             nodes: facts.nodes.iter().map(node).collect(),
             agree,
@@ -119,7 +119,16 @@ fn silent_voters(facts: &StatusFacts) -> Vec<String> {
         let node = facts.nodes.iter().find(|node| node.id == *voter);
         node.map_or_else(|| voter.to_string(), name)
     };
-    facts.voters.iter().filter(silent).map(name).collect()
+    facts.voters.members.iter().filter(silent).map(name).collect()
+}
+
+/// Returns the voters that answer and do not know yet what the previous ones knew.
+fn new_voters(facts: &StatusFacts) -> Vec<String> {
+    let is_new = |node: &&NodeFacts| {
+        let votes = node.status.as_ref().is_some_and(|status| status.votes >= facts.voters.version);
+        node.state == NodeState::Ready && facts.voters.contains(node.id) && !votes
+    };
+    facts.nodes.iter().filter(is_new).map(name).collect()
 }
 
 fn credential_warning(facts: &StatusFacts) -> Option<String> {
@@ -141,8 +150,13 @@ fn warnings(facts: &StatusFacts) -> Vec<String> {
         let who = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join(", ")) };
         warnings.push(format!(
             "no quorum: a majority of the {} voters does not answer{who}; reads work and tasks go on, writes are refused",
-            facts.voters.len()
+            facts.voters.members.len()
         ));
+    }
+    let new = new_voters(facts);
+    if !new.is_empty() {
+        warnings
+            .push(format!("not in place yet as voters: {}; until then no other voter should be lost", new.join(", ")));
     }
     let free: Vec<String> =
         facts.leases.iter().filter(|lease| lease.holder.is_none()).map(|lease| lease.lease.to_string()).collect();
@@ -176,14 +190,14 @@ mod tests {
         let node = |id: u128, state, digest| NodeFacts {
             id: NodeId(id),
             state,
-            status: Some(NodeStatus { hostname: format!("n{id}"), ..NodeStatus::default() }),
+            status: Some(NodeStatus { hostname: format!("n{id}"), votes: 1, ..NodeStatus::default() }),
             digest,
         };
         StatusFacts {
             cluster: Some(ClusterId(9)),
             me: NodeId(1),
             quorum: true,
-            voters: vec![NodeId(1)],
+            voters: VoterSet::first(NodeId(1)),
             leases: vec![LeaseFacts {
                 lease: LeaseId::REGISTRY,
                 holder: Some((NodeId(1), 4)),
@@ -222,9 +236,20 @@ mod tests {
         let want = ["without a holder: registry", "node n2 is down", "1 records cannot be read by this version"];
         assert_eq!(report.warnings, want);
         facts.quorum = false;
-        facts.voters = vec![NodeId(1), NodeId(2)];
+        facts.voters.members = vec![NodeId(1), NodeId(2)];
         let report = StatusReport::new(&facts);
         assert!(report.warnings[0].starts_with("no quorum: a majority of the 2 voters does not answer (n2); "));
+    }
+
+    #[test]
+    fn voters_that_are_not_in_place_are_named() {
+        let mut facts = facts();
+        facts.voters = facts.voters.successor([NodeId(1), NodeId(2), NodeId(3)]);
+        facts.nodes[0].status.as_mut().unwrap().votes = 2;
+        let want = ["not in place yet as voters: n2; until then no other voter should be lost"];
+        assert_eq!(StatusReport::new(&facts).warnings, want);
+        facts.nodes[1].status.as_mut().unwrap().votes = 2;
+        assert!(StatusReport::new(&facts).warnings.is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use shoal_control::core::registry;
 use shoal_control::store::Store;
-use shoal_protocol::lease::LeaseId;
+use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::object;
 use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::PortConfig;
@@ -220,7 +220,7 @@ impl Backend for Fake {
             cluster: Some(ClusterId(5)),
             me: ME,
             quorum: true,
-            voters: vec![ME],
+            voters: VoterSet::default(),
             leases: vec![LeaseFacts { lease: LeaseId::REGISTRY, holder: Some((ME, 1)), expires_in: None }],
             nodes: nodes.to_vec(),
             quarantined: 0,

@@ -122,7 +122,7 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
         cluster: store.cluster().map(|cluster| cluster.id),
         me: control.me(),
         quorum: control.has_quorum(now.time),
-        voters: control.voters().members.clone(),
+        voters: control.voters().clone(),
         leases: LeaseId::all()
             .map(|lease| LeaseFacts {
                 lease,

@@ -105,10 +105,12 @@ fn writes_survive(lab: &Lab) -> Result<()> {
         lab.node(1).shoal().ok(&["node", "rm", "--force", &lost])?;
         wait_until("the lost node's keys are replaced", WAIT, || Ok(lab.node(1).shoal().ok(&["ca"])? != root))?;
         lab.note_tokens(lab.node(1))?;
-        wait_until("the voters are three again", WAIT, || {
+        wait_until("three voters are in place again", WAIT, || {
             let status = lab.node(1).shoal().status()?;
             let voters = status["Voters"].as_array().cloned().unwrap_or_default();
-            Ok(voters.len() == 3 && !voters.iter().any(|voter| voter == lost.as_str()))
+            let warnings = status["Warnings"].as_array().cloned().unwrap_or_default();
+            let are_in_place = !warnings.iter().any(|warning| warning.to_string().contains("not in place yet"));
+            Ok(are_in_place && voters.len() == 3 && !voters.iter().any(|voter| voter == lost.as_str()))
         })?;
         wait_well(lab, 3, &[])?;
         let now: Containers = lab.nodes().flat_map(containers_of).collect();

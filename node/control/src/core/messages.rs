@@ -179,16 +179,21 @@ impl Control {
         }
     }
 
-    /// Begins to merge from members of the previous voter set.
+    /// Begins to merge from `need` of these, members of the previous voter set or one that has done so.
     pub(super) fn catch_up(&mut self, version: u64, from: Vec<NodeId>, need: usize) {
         let serial = self.repair.next_serial();
         for &node in from.iter().filter(|node| **node != self.me) {
             self.repair.want(node);
         }
+        let from = BTreeSet::from_iter(from);
         let fresh = || CatchUp { serial, from: BTreeSet::new(), need, done: BTreeSet::from([self.me]) };
         let catch_up = self.catching_up.entry(version).or_insert_with(fresh);
-        catch_up.from.extend(from);
-        catch_up.need = need;
+        // What was merged counts as long as it is part of what is asked for now: whoever is to be enough alone may have
+        // learned of more since.
+        if catch_up.need != need || !catch_up.from.is_subset(&from) {
+            *catch_up = fresh();
+        }
+        catch_up.from = from;
     }
 
     /// Sends this node's digest to whom it should be compared with.

@@ -1,7 +1,8 @@
 //! Replacing the voters: one decision by Paxos among the present ones, then the next ones learn what those had granted.
 //!
 //! Accepting a successor seals a voter: it grants and acknowledges nothing under the old set any more. So once a majority
-//! is sealed the old set is dead, and its grants, told by any majority of it, are complete.
+//! is sealed the old set is dead, and its grants, told by any majority of it, are complete. One of the next voters that
+//! knows them brings in the others by itself: they need not be told by a majority that may be gone by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -44,9 +45,11 @@ enum Phase {
 }
 
 /// A member of the present set that does not grant yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Joining {
     reports: BTreeMap<NodeId, Vec<Grant>>,
+    /// A voter in place, which knows all that a majority of the previous ones does.
+    sponsor: Option<NodeId>,
     is_adopted: bool,
     asked_to_catch_up: Option<Time>,
 }
@@ -295,23 +298,26 @@ impl Leases {
     }
 
     fn join(&mut self, now: Time) {
-        self.change.joining = Some(Joining { reports: BTreeMap::new(), is_adopted: false, asked_to_catch_up: None });
+        self.change.joining = Some(Joining::default());
         self.want_grants(now);
     }
 
     fn want_grants(&mut self, now: Time) {
         let Some(joining) = &self.change.joining else { return };
         let voters = self.voters();
-        let missing = voters.previous.iter().filter(|node| !joining.reports.contains_key(node));
-        for node in missing.copied().collect::<Vec<_>>() {
+        let known: BTreeSet<NodeId> = voters.previous.iter().chain(&voters.members).copied().collect();
+        let missing = |node: &NodeId| joining.sponsor.is_none() && !joining.reports.contains_key(node);
+        for node in known.into_iter().filter(missing).collect::<Vec<_>>() {
             self.change_grants_wanted_from(node);
         }
         self.catch_up(now);
     }
 
     fn change_grants_wanted_from(&mut self, node: NodeId) {
-        if self.change.joining.is_some() && self.voters().previous.contains(&node) {
-            let version = self.voters().version - 1;
+        let voters = self.voters();
+        let may_know = voters.previous.contains(&node) || (voters.contains(node) && node != self.me);
+        if self.change.joining.is_some() && may_know {
+            let version = voters.version - 1;
             self.send(node, LeaseMessage::GrantsWanted { version });
         }
     }
@@ -324,18 +330,34 @@ impl Leases {
             self.show_voters(from);
         } else if self.journal.ready() >= version {
             let grants = self.slots.iter().filter_map(|(&lease, slot)| slot.report(lease, now)).collect();
-            self.send_durably(from, LeaseMessage::Grants { version, grants });
+            let is_complete = self.journal.ready() > version;
+            self.send_durably(from, LeaseMessage::Grants { version, is_complete, grants });
         }
     }
 
-    pub(super) fn on_grants(&mut self, from: NodeId, version: u64, grants: Vec<Grant>, now: Time) {
+    pub(super) fn on_grants(
+        &mut self,
+        from: NodeId,
+        (version, is_complete): (u64, bool),
+        grants: Vec<Grant>,
+        now: Time,
+    ) {
         let voters = self.journal.state.voters.clone();
-        if version.saturating_add(1) != voters.version || !voters.previous.contains(&from) {
+        let may_know = voters.previous.contains(&from) || (is_complete && voters.contains(from));
+        if version.saturating_add(1) != voters.version || !may_know {
             return;
         }
-        let Some(joining) = &mut self.change.joining else { return };
-        joining.reports.entry(from).or_insert(grants);
-        if joining.reports.len() < voters.previous_majority() || joining.is_adopted {
+        let Some(joining) = self.change.joining.as_mut().filter(|joining| joining.sponsor.is_none()) else { return };
+        if is_complete {
+            // What it granted since is not this node's to know: those grants have a majority without this node.
+            (joining.sponsor, joining.asked_to_catch_up) = (Some(from), None);
+            joining.reports = BTreeMap::from([(from, grants)]);
+        } else {
+            joining.reports.entry(from).or_insert(grants);
+        }
+        let is_enough = is_complete || joining.reports.len() >= voters.previous_majority();
+        if !is_enough || joining.is_adopted {
+            self.catch_up(now);
             return;
         }
         joining.is_adopted = true;
@@ -353,17 +375,26 @@ impl Leases {
         self.catch_up(now);
     }
 
-    /// Has the document merged from a majority of the previous voters; this node's own copy counts if it was one.
+    /// Has the document merged from a majority of the previous voters, this node's own copy counts if it was one, or from
+    /// a voter that has done so.
     fn catch_up(&mut self, now: Time) {
-        let need = self.voters().previous_majority();
+        let majority = self.voters().previous_majority();
         let (me, version) = (self.me, self.voters().version);
         let Some(joining) = self.change.joining.as_mut().filter(|joining| joining.is_adopted) else { return };
         if joining.asked_to_catch_up.is_some_and(|at| now.since(at) < CATCH_UP_REPEAT) {
             return;
         }
+        if joining.asked_to_catch_up.is_some() && joining.sponsor.is_some() {
+            // It may be gone by now. All are asked once more, it among them.
+            *joining = Joining::default();
+            return;
+        }
         joining.asked_to_catch_up = Some(now);
-        let from: Vec<NodeId> = joining.reports.keys().copied().filter(|&node| node != me).collect();
-        let need = need - usize::from(joining.reports.contains_key(&me));
+        let reported = || joining.reports.keys().copied().filter(|&node| node != me).collect();
+        let (from, need) = match joining.sponsor {
+            Some(sponsor) => (vec![sponsor], 1),
+            None => (reported(), majority - usize::from(joining.reports.contains_key(&me))),
+        };
         if need == 0 {
             self.on_caught_up(version);
         } else {

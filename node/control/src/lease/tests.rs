@@ -298,6 +298,34 @@ fn a_voter_that_restarts_interrupts_nobody_elses_lease() {
 }
 
 #[test]
+fn one_voter_in_place_brings_the_others_in() {
+    for seed in seeds(20) {
+        let mut cluster = Cluster::new(seed, 4, Faults::default());
+        let (removed, spare) = (cluster.nodes[2].id, cluster.nodes[3].id);
+        let is_ready = |cluster: &Cluster, index: usize, voter: NodeId| {
+            let leases = cluster.nodes[index].leases.as_ref();
+            leases.is_some_and(|leases| leases.voters().contains(voter) && leases.is_ready())
+        };
+        cluster.listed.remove(&spare);
+        cluster.expect_within(Duration::from_secs(10), "start", |cluster| {
+            (0..3).all(|index| is_ready(cluster, index, removed))
+        });
+        // One of the three is lost and replaced. While its replacement stands still, the next one is lost.
+        let for_ever = u64::MAX / 2;
+        cluster.crash(2, for_ever);
+        cluster.stall(3, for_ever);
+        cluster.listed.remove(&removed);
+        cluster.listed.insert(spare);
+        cluster.expect_within(Duration::from_secs(20), "change of voters", |cluster| is_ready(cluster, 0, spare));
+        cluster.crash(1, for_ever);
+        cluster.stall(3, 0);
+        cluster.expect_within(Duration::from_secs(10), "take-over", |cluster| {
+            is_ready(cluster, 3, spare) && LeaseId::all().all(|lease| cluster.holders(lease).len() == 1)
+        });
+    }
+}
+
+#[test]
 fn a_change_that_its_proposer_left_half_done_is_completed() {
     let (me, other) = (id(1), id(2));
     let durable = Durable { voters: VoterSet::first(me).successor([me, other]), ready: 2, ..Leases::bootstrap(me) };
@@ -422,11 +450,11 @@ fn no_message_makes_a_node_panic() {
             LeaseMessage::Accepted { version, ballot },
             LeaseMessage::Outbid { version, ballot },
             LeaseMessage::GrantsWanted { version },
-            LeaseMessage::Grants { version, grants: vec![grant; 99] },
+            LeaseMessage::Grants { version, is_complete: false, grants: vec![grant; 99] },
             LeaseMessage::Decided(set),
             LeaseMessage::Decided(next),
-            LeaseMessage::Grants { version, grants: vec![grant; 99] },
-            LeaseMessage::Grants { version: 1, grants: vec![grant; 99] },
+            LeaseMessage::Grants { version, is_complete: true, grants: vec![grant; 99] },
+            LeaseMessage::Grants { version: 1, is_complete: true, grants: vec![grant; 99] },
         ]
         .into_iter()
         .enumerate()

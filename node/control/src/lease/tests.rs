@@ -93,6 +93,8 @@ fn the_next_voters_leave_a_lease_to_whoever_may_still_hold_it() {
         ("two may hold it, so nobody may go on", vec![grant(5, 1, 900), grant(4, 2, 900)], 5, nobody, true),
         ("the holder's epoch was passed by an attempt", vec![grant(5, 1, 0), grant(4, 2, 900)], 5, nobody, true),
         ("two attempts under one epoch", vec![grant(5, 1, 900), grant(5, 2, 900)], 5, nobody, true),
+        ("an attempt outlasts another's lease of its epoch", vec![grant(5, 1, 900), grant(5, 2, 0)], 5, nobody, true),
+        ("one of two that ended may have held it", vec![grant(5, 2, 0), grant(5, 1, 0)], 5, nobody, false),
     ] {
         let adopted = || {
             let mut slot = Slot::default();

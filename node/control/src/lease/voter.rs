@@ -118,25 +118,23 @@ impl Slot {
 
     /// Takes over what a majority of the previous voters knows, all of whom grant nothing any more.
     ///
-    /// Whoever still holds the lease was granted it by a majority, so one of the reports names it with time left. If all
-    /// that have time left agree, that holder may go on. If they do not, one of them is a failed attempt and there is no
-    /// telling which: then nobody may until one lease time has passed.
+    /// Whoever held the lease last was granted it by a majority, so one of the reports names it, with time left if it still
+    /// does. If all that have time left agree, and all that have the highest epoch, that holder may go on. If they do not,
+    /// one of them is a failed attempt and there is no telling which: then nobody may go on under that epoch, and others
+    /// wait until one lease time has passed if anyone has time left.
     pub(super) fn adopt(&mut self, reports: &[Grant], now: Time) {
         let as_granted = |grant: &Grant| Granted {
             epoch: grant.epoch,
             holder: Holder { node: grant.holder, incarnation: grant.incarnation },
         };
-        let Some(highest) = reports.iter().map(as_granted).chain(self.granted).max() else { return };
-        let mut live = reports.iter().filter(|grant| grant.remaining_ms > 0).map(as_granted);
-        *self = match live.next() {
-            None => Self { granted: Some(highest), until: Time(0), before: None },
-            Some(first) => {
-                let agreed = first.epoch == highest.epoch && live.all(|other| other == first);
-                let holder = if agreed { first.holder } else { Holder::default() };
-                let granted = Granted { epoch: highest.epoch, holder };
-                Self { granted: Some(granted), until: now + LEASE, before: None }
-            }
-        };
+        let known = || reports.iter().map(as_granted).chain(self.granted);
+        let Some(highest) = known().max() else { return };
+        let live = || reports.iter().filter(|grant| grant.remaining_ms > 0).map(as_granted);
+        let agreed = known().all(|other| other == highest || other.epoch < highest.epoch)
+            && live().all(|other| other == highest);
+        let holder = if agreed { highest.holder } else { Holder::default() };
+        let until = if live().next().is_some() { now + LEASE } else { Time(0) };
+        *self = Self { granted: Some(Granted { holder, ..highest }), until, before: None };
     }
 }
 

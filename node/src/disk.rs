@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 
 mod backend;
 mod layout;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
@@ -146,6 +147,8 @@ pub struct Batch {
     pub peers: Option<Vec<KnownPeer>>,
     /// Choices to set, by name.
     pub settings: BTreeMap<String, String>,
+    /// Leaves nothing behind of what this replaces or removes, or of what was replaced before: see [`rewrite`].
+    pub scrub: bool,
 }
 
 /// A handle on the store; clones share it.
@@ -168,6 +171,8 @@ enum Job {
 pub fn open(data_dir: &Path) -> Result<(Disk, Loaded), DiskError> {
     let lock = lock(data_dir)?;
     let path = data_dir.join(STORE_FILE);
+    // What a crash left of a store that was being made may hold keys that this one has only sealed.
+    remove_new(data_dir)?;
     if !path.try_exists().map_err(|source| io_error("look for", &path, source))? {
         create(data_dir, &path)?;
     }
@@ -264,6 +269,10 @@ impl Writer {
             Some(database) => database,
             None => open_store(&self.path, false, |_| Ok(()))?.0,
         };
+        if batches.iter().any(|batch| batch.scrub) {
+            self.database = Some(rewrite::rewrite(&self.path, database, &batches)?);
+            return Ok(());
+        }
         let result =
             guarded(|| layout::commit(&database, batches.into_iter())).map_err(|error| disk_error(&self.path, error));
         // After a failure of the system the database refuses everything; whatever the failure, it is opened anew.
@@ -296,15 +305,7 @@ fn lock(data_dir: &Path) -> Result<File, DiskError> {
 /// Makes a store aside and moves it into place, so that a crash never leaves half of one.
 fn create(data_dir: &Path, path: &Path) -> Result<(), DiskError> {
     let new = data_dir.join(NEW_FILE);
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &new, error)),
-        Ok(()) | Err(_) => {}
-    }
-    let made = make_store(&new).and_then(|()| {
-        std::fs::rename(&new, path).map_err(|source| io_error("make", path, source))?;
-        let directory = File::open(data_dir).and_then(|directory| directory.sync_all());
-        directory.map_err(|source| io_error("sync", data_dir, source))
-    });
+    let made = make_store(&new, layout::initialise).and_then(|()| put_in_place(data_dir, &new, path));
     if made.is_err() {
         // It is made afresh with the next try anyway; leaving it behind would only cost space.
         let _ = std::fs::remove_file(&new);
@@ -312,12 +313,29 @@ fn create(data_dir: &Path, path: &Path) -> Result<(), DiskError> {
     made
 }
 
-fn make_store(new: &Path) -> Result<(), DiskError> {
+/// Removes a store that was being made when the process ended.
+fn remove_new(data_dir: &Path) -> Result<PathBuf, DiskError> {
+    let new = data_dir.join(NEW_FILE);
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &new, error)),
+        Ok(()) | Err(_) => Ok(new),
+    }
+}
+
+/// Gives a store that was made aside its name; what had that name before is gone.
+fn put_in_place(data_dir: &Path, new: &Path, path: &Path) -> Result<(), DiskError> {
+    std::fs::rename(new, path).map_err(|source| io_error("make", path, source))?;
+    let directory = File::open(data_dir).and_then(|directory| directory.sync_all());
+    directory.map_err(|source| io_error("sync", data_dir, source))
+}
+
+/// Makes a store in a new file, with what `fill` puts in; it is on disk when this returns.
+fn make_store(new: &Path, fill: impl FnOnce(&Database) -> Result<(), LayoutError>) -> Result<(), DiskError> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(new);
     let file = file.map_err(|source| io_error("make", new, source))?;
     let synced = file.try_clone().map_err(|source| io_error("make", new, source))?;
     let database = builder().create_with_backend(Backend::live(file)).map_err(|error| disk_error(new, error.into()))?;
-    layout::initialise(&database).map_err(|error| disk_error(new, error))?;
+    fill(&database).map_err(|error| disk_error(new, error))?;
     drop(database);
     synced.sync_all().map_err(|source| io_error("sync", new, source))
 }

@@ -114,6 +114,33 @@ pub(super) fn set_incarnation(database: &Database, incarnation: u64) -> Result<(
     Ok(transaction.commit()?)
 }
 
+/// Fills a new store with all that another one has, and then batches, in one transaction that is on disk when this returns.
+pub(super) fn copy(from: &Database, to: &Database, batches: &[&Batch]) -> Result<(), LayoutError> {
+    let source = from.begin_read()?;
+    let transaction = to.begin_write()?;
+    {
+        let mut rows = transaction.open_table(RECORDS)?;
+        for row in source.open_table(RECORDS)?.iter()? {
+            let (key, value) = row?;
+            rows.insert(key.value(), value.value())?;
+        }
+        let mut things = transaction.open_table(THINGS)?;
+        for row in source.open_table(THINGS)?.iter()? {
+            let (name, value) = row?;
+            things.insert(name.value(), value.value())?;
+        }
+        let mut settings = transaction.open_table(SETTINGS)?;
+        for row in source.open_table(SETTINGS)?.iter()? {
+            let (name, value) = row?;
+            settings.insert(name.value(), value.value())?;
+        }
+    }
+    for batch in batches {
+        apply(&transaction, batch)?;
+    }
+    Ok(transaction.commit()?)
+}
+
 /// Writes batches in order, all in one transaction that is on disk when this returns.
 pub(super) fn commit<'a>(database: &Database, batches: impl Iterator<Item = &'a Batch>) -> Result<(), LayoutError> {
     let transaction = database.begin_write()?;

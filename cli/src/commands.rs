@@ -14,8 +14,11 @@ pub(crate) mod node;
 mod object;
 mod service;
 mod status;
+mod swarm_update;
 pub(crate) mod tasks;
 mod top;
+mod unlock;
+mod unlock_key;
 
 use clap::Subcommand;
 
@@ -35,6 +38,10 @@ pub(crate) enum Command {
     JoinToken(join_token::JoinTokenArgs),
     /// Display and rotate the root CA
     Ca(ca::CaArgs),
+    /// Unlock swarm
+    Unlock(unlock::UnlockArgs),
+    /// Manage the unlock key
+    UnlockKey(unlock_key::UnlockKeyArgs),
     /// Manage the swarm, under Docker's names
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -82,6 +89,12 @@ pub(crate) enum SwarmCommand {
     JoinToken(join_token::JoinTokenArgs),
     /// Display and rotate the root CA
     Ca(ca::CaArgs),
+    /// Unlock swarm
+    Unlock(unlock::UnlockArgs),
+    /// Manage the unlock key
+    UnlockKey(unlock_key::UnlockKeyArgs),
+    /// Update the swarm
+    Update(swarm_update::UpdateArgs),
 }
 
 impl Command {
@@ -93,6 +106,9 @@ impl Command {
             Self::Leave(args) | Self::Swarm(SwarmCommand::Leave(args)) => leave::run(client, args).await,
             Self::JoinToken(args) | Self::Swarm(SwarmCommand::JoinToken(args)) => join_token::run(client, args).await,
             Self::Ca(args) | Self::Swarm(SwarmCommand::Ca(args)) => ca::run(client, args).await,
+            Self::Unlock(args) | Self::Swarm(SwarmCommand::Unlock(args)) => unlock::run(client, args).await,
+            Self::UnlockKey(args) | Self::Swarm(SwarmCommand::UnlockKey(args)) => unlock_key::run(client, args).await,
+            Self::Swarm(SwarmCommand::Update(args)) => swarm_update::run(client, args).await,
             Self::Node(command) => command.run(client).await,
             Self::Service(command) => command.run(client).await,
             Self::Network(command) => command.run(client).await,

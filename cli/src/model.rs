@@ -192,6 +192,7 @@ pub(crate) struct Info {
 pub(crate) struct SwarmInfo {
     #[serde(rename = "NodeID")]
     pub(crate) node_id: String,
+    pub(crate) local_node_state: String,
     pub(crate) control_available: bool,
     pub(crate) cluster: Option<ClusterInfo>,
 }

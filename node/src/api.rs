@@ -3,6 +3,7 @@
 //! A handler asks the [`Backend`] for a [`snapshot::Snapshot`], renders it, and knows nothing of how the cluster decides.
 //! Reads are answered from this node's own replica, on every node; writes go to [`Backend::write`].
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,6 +13,8 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
 use futures::stream::BoxStream;
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -22,6 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
+use crate::identity::UnlockKey;
 
 pub mod engine;
 pub mod error;
@@ -78,6 +82,10 @@ pub struct Rotation {
     pub tokens: Vec<Role>,
     /// The root, the managers' key and both join tokens.
     pub keys: bool,
+    /// Another unlock key.
+    pub unlock_key: bool,
+    /// Other settings.
+    pub settings: Option<ClusterSettings>,
 }
 
 /// What the API needs of the node it runs on.
@@ -85,6 +93,12 @@ pub struct Rotation {
 pub trait Backend: Send + Sync + 'static {
     /// Returns what this node says of itself, in a cluster or not.
     fn node(&self) -> NodeStatus;
+
+    /// Returns where this node listens for others.
+    fn listen(&self) -> SocketAddr;
+
+    /// Returns whether this node's keys are sealed on its disk, and nobody has opened them since its start.
+    fn is_locked(&self) -> bool;
 
     /// Returns where this node tells what happens.
     fn events(&self) -> Arc<Hub>;
@@ -111,10 +125,16 @@ pub trait Backend: Send + Sync + 'static {
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError>;
 
     /// Makes a new cluster of this node alone.
-    async fn init(&self) -> Result<(), ApiError>;
+    async fn init(&self, settings: ClusterSettings, availability: Availability) -> Result<(), ApiError>;
 
     /// Joins the cluster of the first seed that answers. A seed is `HOST:PORT`.
-    async fn join(&self, seeds: Vec<String>, token: String) -> Result<(), ApiError>;
+    async fn join(&self, seeds: Vec<String>, token: String, availability: Availability) -> Result<(), ApiError>;
+
+    /// Opens this node's keys, which are sealed on its disk.
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError>;
+
+    /// Returns the unlock key; `None` while managers are not locked. Fails on workers.
+    async fn unlock_key(&self) -> Result<Option<Zeroizing<String>>, ApiError>;
 
     /// Leaves the cluster and stops this node's tasks.
     async fn leave(&self, force: bool) -> Result<(), ApiError>;
@@ -186,6 +206,8 @@ fn routes() -> Router<Api> {
         .route("/swarm/join", post(swarm::join))
         .route("/swarm/leave", post(swarm::leave))
         .route("/swarm/update", post(swarm::update))
+        .route("/swarm/unlock", post(swarm::unlock).layer(DefaultBodyLimit::max(swarm::UNLOCK_BYTES_MAX)))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
         .route("/nodes/{id}/update", post(nodes::update))

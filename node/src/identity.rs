@@ -12,13 +12,15 @@ use zeroize::Zeroizing;
 
 mod cluster;
 mod credential;
+mod lock;
 mod membership;
 mod seal;
 mod trust;
 mod wrap;
 
 pub use cluster::{ClusterSecrets, create_cluster, next_edition};
-pub use credential::{CREDENTIAL_DAYS, Credential, CredentialError, Root};
+pub use credential::{Credential, CredentialError, Root};
+pub use lock::{AtRest, InvalidUnlockKey, Lock, UnlockKey};
 pub use membership::{ManagerKey, Membership};
 pub use seal::{open_secret, seal_secret};
 pub use trust::Trust;
@@ -38,6 +40,9 @@ pub enum IdentityError {
     /// What is sealed was not sealed with this key for this cluster, or is damaged.
     #[error("the cluster's secrets cannot be opened: wrong key or damaged")]
     Sealed,
+    /// The keys are sealed, and no unlock key was given.
+    #[error("the keys of this node are locked")]
+    Locked,
     /// The stored membership cannot be read.
     #[error("the stored membership is malformed")]
     BadMembership {

@@ -12,6 +12,8 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use shoal_control::departure::End;
 use shoal_protocol::Time;
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::value::NodeStatus;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -33,6 +35,7 @@ mod finding;
 mod health;
 mod issuing;
 mod joining;
+mod locking;
 pub mod machine;
 mod member;
 mod membership;
@@ -44,6 +47,7 @@ mod shells;
 use command::{Command, Loop};
 use health::HealthMetrics;
 use joining::{Joined, Joining};
+use locking::Locked;
 use member::{Happening, Member, ShellEnded};
 use membership::Stored;
 
@@ -68,6 +72,7 @@ struct Daemon {
     metrics: ShellMetrics,
     member: Option<Member>,
     joining: Option<Joining>,
+    locked: Locked,
     /// Whether the daemon was told to end and drains the node before it does.
     leaving: bool,
 }
@@ -114,7 +119,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(registry));
     let (engine, events) = (Arc::new(OnceLock::new()), Arc::new(Hub::default()));
     note_engine(&engine, &config, &loaded.settings);
-    let backend = backend::NodeBackend::new(api_loop, own_status(&config, advertised), engine.clone(), events.clone());
+    let locked = Locked::default();
+    let own =
+        backend::Own { status: own_status(&config, advertised), listen: config.listen_addr, is_locked: locked.flag() };
+    let backend = backend::NodeBackend::new(api_loop, own, engine.clone(), events.clone());
     let router = api::router(Arc::new(backend), metrics);
     let ended = CancellationToken::new();
     let serving: Vec<_> = sockets
@@ -124,7 +132,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::new(config, advertised, (disk, &loaded), (router, engine, events), counters);
+    let mut daemon = Daemon::new((config, advertised, locked), (disk, &loaded), (router, engine, events), counters);
     daemon.start(loaded).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
@@ -175,8 +183,7 @@ fn own_status(config: &Config, advertised: SocketAddr) -> NodeStatus {
 
 impl Daemon {
     fn new(
-        config: Config,
-        advertised: SocketAddr,
+        (config, advertised, locked): (Config, SocketAddr, Locked),
         (disk, loaded): (Disk, &Loaded),
         (router, engine, events): (axum::Router, Arc<OnceLock<Arc<Engine>>>, Arc<Hub>),
         metrics: ShellMetrics,
@@ -196,6 +203,7 @@ impl Daemon {
             metrics,
             member,
             joining,
+            locked,
             leaving,
         }
     }
@@ -208,17 +216,14 @@ impl Daemon {
                     "this node is in a cluster already: --init changes nothing, --join names where to look for it"
                 );
             }
-            let stored = Stored::read(loaded)?;
-            let has_token = self.config.token.is_some() || self.config.token_file.is_some();
-            if has_token && stored.needs_token()? {
-                tracing::warn!("this node's credential has ended: joining again as the member that it was");
-                let token = self.token()?;
-                self.join(&token, Some(stored))?;
-            } else {
-                self.resume(stored).await?;
+            match self.locked.take_in(loaded) {
+                None => tracing::warn!("this node's keys are locked: it waits for 'shoal swarm unlock'"),
+                Some(loaded) => self.come_back(Stored::read(loaded, None)?).await?,
             }
         } else if self.config.init {
-            self.init().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+            self.init(ClusterSettings::default(), Availability::Active)
+                .await
+                .map_err(|error| anyhow::anyhow!("{error}"))?;
         } else if !self.config.join.is_empty() {
             let token = self.token()?;
             self.join(&token, None)?;
@@ -226,6 +231,17 @@ impl Daemon {
             tracing::info!("this node is in no cluster: it waits for 'shoal init' or 'shoal join'");
         }
         Ok(())
+    }
+
+    /// Comes back as the member that this node was.
+    async fn come_back(&mut self, stored: Stored) -> anyhow::Result<()> {
+        let has_token = self.config.token.is_some() || self.config.token_file.is_some();
+        if !has_token || !stored.needs_token()? {
+            return self.resume(stored).await;
+        }
+        tracing::warn!("this node's credential has ended: joining again as the member that it was");
+        let token = self.token()?;
+        Ok(self.join(&token, Some(stored))?)
     }
 
     fn token(&self) -> anyhow::Result<String> {
@@ -323,14 +339,21 @@ impl Daemon {
                     let _ = reply.send(Err(membership::no_cluster()));
                 }
             },
-            Command::Init { reply } => {
-                let result = self.init().await;
+            Command::Init { settings, availability, reply } => {
+                let result = self.init(settings, availability).await;
                 let _ = reply.send(result);
             }
-            Command::Join { seeds, token, reply } => {
-                if let Err((reply, error)) = self.join_for(seeds, &token, reply) {
+            Command::Join { seeds, token, availability, reply } => {
+                if let Err((reply, error)) = self.join_for((seeds, &token, availability), reply) {
                     let _ = reply.send(Err(error));
                 }
+            }
+            Command::Unlock { key, reply } => {
+                let result = self.unlock(&key).await;
+                let _ = reply.send(result);
+            }
+            Command::UnlockKey { reply } => {
+                let _ = reply.send(self.member.as_ref().map_or(Err(membership::no_cluster()), Member::unlock_key));
             }
             Command::Leave { force, reply } => {
                 let result = self.leave(force).await;

@@ -22,12 +22,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_control::core::Withheld;
 use shoal_protocol::message::PeerMessage;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::{JoinSecret, Role, RoleGrant};
 use shoal_protocol::{NodeId, ObjectId, TaskId, WallTime, codec};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use crate::identity::{ManagerKey, Membership, NodeKey};
+use crate::identity::{Lock, ManagerKey, Membership, NodeKey};
 
 mod address;
 mod behaviour;
@@ -222,6 +223,8 @@ pub struct JoinRequest {
     pub source: IpAddr,
     /// From the token; says which role was granted, if any.
     pub secret: JoinSecret,
+    /// Whether it is to take tasks.
+    pub availability: Availability,
 }
 
 /// What a node gets that may join.
@@ -240,6 +243,8 @@ pub struct Renewed {
     pub credential: Vec<u8>,
     /// The key that managers have, if the credential is a manager's.
     pub manager_key: Option<ManagerKey>,
+    /// What such a node's keys are to be sealed with on its disk, if with anything.
+    pub lock: Option<Lock>,
 }
 
 /// Members named to a joining node at most; it learns of the others by gossip.

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod message;
 pub mod object;
 pub mod record;
+pub mod settings;
 pub mod spec;
 pub mod subnet;
 pub mod task;

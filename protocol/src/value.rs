@@ -10,6 +10,7 @@ use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
 use crate::lease::{LeaseId, VoterSet};
 use crate::object::Object;
 use crate::record::{Key, Record, SlotName};
+use crate::settings::ClusterSettings;
 use crate::spec::PortConfig;
 use crate::task::TaskState;
 use crate::time::WallTime;
@@ -17,9 +18,6 @@ use crate::token::{Role, RoleGrant};
 
 /// The schema that this version writes for every kind of body.
 pub const SCHEMA: u16 = 1;
-
-/// Past tasks that a slot remembers. Source: Docker, `--task-history-limit`.
-pub const TASK_HISTORY_MAX: usize = 5;
 
 /// Former roots of a cluster that are remembered: members with a credential of an older one need a token to come back.
 pub const FORMER_ROOTS_MAX: usize = 8;
@@ -170,7 +168,12 @@ pub struct ClusterObject {
     pub keys: BTreeMap<NodeId, Vec<u8>>,
     /// Whether a user wants another edition.
     pub rotate: bool,
-    /// CA key and join secrets, sealed with the key that only managers have.
+    /// What users have set.
+    pub settings: ClusterSettings,
+    /// Counts the unlock keys, from 1: which one managers' keys are to be sealed with on their disks while
+    /// [`ClusterSettings::auto_lock`] says so. 0 if there was none yet.
+    pub lock: u64,
+    /// CA key, join secrets and the unlock key, sealed with the key that only managers have.
     #[serde(with = "serde_bytes")]
     pub sealed: Vec<u8>,
 }
@@ -188,6 +191,8 @@ impl ClusterObject {
             edition: 1,
             keys: BTreeMap::from([(founder, Vec::new())]),
             rotate: false,
+            settings: ClusterSettings::default(),
+            lock: 0,
             sealed,
         }
     }
@@ -197,6 +202,11 @@ impl ClusterObject {
         let is_sealed = self.keys.get(&node).is_some_and(|key| !key.is_empty());
         let says_so = |granted: RoleGrant| granted.role == Role::Manager && granted.edition == self.edition;
         is_sealed || said.is_some_and(|status| says_so(status.granted))
+    }
+
+    /// Returns with which unlock key managers' keys are to be sealed on their disks, if with any.
+    pub fn wanted_lock(&self) -> Option<u64> {
+        self.settings.auto_lock.then_some(self.lock)
     }
 
     /// Returns the next edition, to be filled: the present root becomes a former one.
@@ -209,6 +219,7 @@ impl ClusterObject {
             rotate: false,
             root_pem: String::new(),
             sealed: Vec::new(),
+            settings: self.settings.clone(),
             ..*self
         }
     }
@@ -292,7 +303,7 @@ pub enum UpdateState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     /// Newest first. Those with a desired state up to running are current (two during a start-first update, three if the newer one is lost); the others are
-    /// history: at most [`TASK_HISTORY_MAX`] that have ended, and some more that still do.
+    /// history: at most [`ClusterSettings::task_history`] that have ended, and some more that still do.
     pub tasks: Vec<SlotTask>,
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, ObjectId, ServiceId};
 use crate::object::Kind;
+use crate::spec::Availability;
 use crate::token::Role;
 use crate::value::ClusterObject;
 
@@ -39,6 +40,8 @@ pub enum Write {
         id: NodeId,
         /// The role that its token grants.
         role: Role,
+        /// Whether it is to take tasks. Counts for nothing if it is a member already.
+        availability: Availability,
     },
     /// Replaces a node's spec.
     UpdateNode {

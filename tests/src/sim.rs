@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 use shoal_control::core::{Action, Event, Faults, RequestId, bootstrap};
 use shoal_control::task::{DriverCall, DriverReport};
 use shoal_protocol::message::PeerMessage;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -167,7 +168,11 @@ impl Sim {
         }
         sim.found();
         for index in 1..options.nodes {
-            let write = Write::AdmitNode { id: sim.hosts[index].id, role: sim.hosts[index].granted.role };
+            let write = Write::AdmitNode {
+                id: sim.hosts[index].id,
+                role: sim.hosts[index].granted.role,
+                availability: Availability::Active,
+            };
             let request = sim.request(0, write);
             assert!(
                 sim.run_until(Duration::from_secs(30), |sim| sim.answers.contains_key(&request)),
@@ -198,8 +203,8 @@ impl Sim {
     fn found(&mut self) {
         let id = self.hosts[0].id;
         let cluster = ClusterObject::first(ClusterId(1), id, "root".to_owned(), Vec::new(), WallTime(WALL_START));
-        let (records, leases) =
-            bootstrap::first_document(id, cluster, WallTime(WALL_START)).expect("a small document can be encoded");
+        let (records, leases) = bootstrap::first_document(id, Availability::Active, cluster, WallTime(WALL_START))
+            .expect("a small document can be encoded");
         self.hosts[0].disk_init(records, leases);
         self.start(0);
     }

@@ -15,7 +15,7 @@ use regex::Regex;
 enum Verdict {
     /// `yes` or `differs`.
     There,
-    /// `not yet`.
+    /// `not yet`, or `refused` for good.
     NotYet,
     /// Anything else.
     Other,
@@ -71,7 +71,7 @@ fn rows(document: &str) -> Vec<Row> {
         }
         let verdict = if says.starts_with("yes") || says.starts_with("differs") {
             Verdict::There
-        } else if says.starts_with("not yet") {
+        } else if says.starts_with("not yet") || says.starts_with("refused") {
             Verdict::NotYet
         } else {
             Verdict::Other
@@ -129,7 +129,7 @@ fn every_command_and_flag_of_docker_is_told_of_truly() {
                 (Some(Verdict::There), true) | (Some(Verdict::NotYet), false) => None,
                 (Some(Verdict::There), false) => Some(format!("{what}: said to be there, and is not")),
                 (Some(Verdict::NotYet), true) => Some(format!("{what}: said to be not yet there, and is")),
-                (Some(Verdict::Other), _) => Some(format!("{what}: neither yes, differs nor not yet")),
+                (Some(Verdict::Other), _) => Some(format!("{what}: neither yes, differs, not yet nor refused")),
                 (None, _) => Some(format!("{what}: not mentioned")),
             });
         };

@@ -6,10 +6,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::swarm_update::set_expiry;
 use crate::client::Client;
 use crate::error::CliError;
 use crate::model::{Node, Swarm};
 use crate::output::print;
+use crate::units::Nanos;
 
 /// Between two looks at the cluster.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -26,6 +28,9 @@ pub(crate) struct CaArgs {
     /// Rotate the swarm CA, and with it join tokens and the key that secrets are sealed with
     #[arg(long)]
     rotate: bool,
+    /// Validity period for node certificates (ns|us|ms|s|m|h) [default: as it is]
+    #[arg(long, value_name = "DURATION", requires = "rotate")]
+    cert_expiry: Option<Nanos>,
 }
 
 /// Prints the root certificate, after having another one made if asked to.
@@ -35,6 +40,7 @@ pub(crate) async fn run(client: &Client, args: CaArgs) -> Result<(), CliError> {
         let mut spec = current["Spec"].clone();
         let wanted = spec["CAConfig"]["ForceRotate"].as_u64().unwrap_or(0) + 1;
         spec["CAConfig"]["ForceRotate"] = json!(wanted);
+        set_expiry(&mut spec, args.cert_expiry);
         let path = format!("/swarm/update?version={}", current["Version"]["Index"]);
         client.post::<_, Value>(&path, &spec).await?;
         if args.detach {

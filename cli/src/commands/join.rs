@@ -19,6 +19,12 @@ pub(crate) struct JoinArgs {
     /// Advertised address (default: what shoald was started with)
     #[arg(long, value_name = "IP[:PORT]")]
     advertise_addr: Option<String>,
+    /// Availability of the node
+    #[arg(long, value_parser = ["active", "pause", "drain"], default_value = "active")]
+    availability: String,
+    /// Listen address, which has to be the one that shoald was started with
+    #[arg(long, value_name = "IP:PORT")]
+    listen_addr: Option<String>,
     /// Nodes of the cluster; any one that answers is enough
     #[arg(required = true, value_name = "ADDR[:PORT]")]
     addresses: Vec<String>,
@@ -27,8 +33,13 @@ pub(crate) struct JoinArgs {
 /// Joins the node to a cluster.
 pub(crate) async fn run(client: &Client, args: JoinArgs) -> Result<(), CliError> {
     let addresses: Vec<String> = args.addresses.iter().map(|address| with_port(address)).collect();
-    let body = json!({"ListenAddr": "", "AdvertiseAddr": args.advertise_addr.unwrap_or_default(),
-        "RemoteAddrs": addresses, "JoinToken": args.token});
+    let body = json!({
+        "ListenAddr": args.listen_addr.unwrap_or_default(),
+        "AdvertiseAddr": args.advertise_addr.unwrap_or_default(),
+        "Availability": args.availability,
+        "RemoteAddrs": addresses,
+        "JoinToken": args.token,
+    });
     client.post::<_, Value>("/swarm/join", &body).await?;
     let info: Info = client.get("/info").await?;
     let role = if info.swarm.control_available { "manager" } else { "worker" };

@@ -12,7 +12,7 @@ use shoal_protocol::spec::{PortConfig, PublishMode, PublishedPort};
 
 mod blocks;
 
-pub use blocks::{BlockError, allocate_blocks};
+pub use blocks::{BlockError, allocate_blocks, check_blocks};
 
 /// Ports that the cluster chooses from. Source: SwarmKit, `dynamicPortStart` and `dynamicPortEnd`.
 pub const DYNAMIC_PORTS: RangeInclusive<u16> = 30_000..=32_767;

@@ -50,6 +50,7 @@ mod writes;
 mod yielding;
 
 pub use event::{Action, Event, PersistBatch, RequestId, Trust};
+pub use keys::Relocking;
 pub use news::News;
 pub use release::Withheld;
 

@@ -100,6 +100,8 @@ pub struct Input<'a> {
     pub report: &'a dyn Fn(NodeId, TaskId) -> Option<&'a TaskReport>,
     /// How far its last update is.
     pub progress: Option<&'a Progress>,
+    /// Past tasks that a slot remembers.
+    pub history: u64,
     /// The present moment.
     pub now: Now,
 }

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_protocol::{NodeId, Now, Time, WallTime};
 
-/// How long before its end a credential is renewed.
+/// How long before its end a credential is renewed at most; a short one is in the last third of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(30 * 86_400);
 
 /// Between two looks at the wall clock, which may be set and which stands for nothing else here.
@@ -29,6 +29,23 @@ const OUTDATED_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The pause while there is nobody to ask, and at a start: links have to come up first.
 const NOBODY_PAUSE: Duration = Duration::from_secs(10);
 
+/// When a credential was made, and when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// From when on.
+    pub made: WallTime,
+    /// Until when.
+    pub expires: WallTime,
+}
+
+impl Validity {
+    /// Returns when the next one is to be got.
+    pub fn renewal(self) -> WallTime {
+        let third = self.expires.0.saturating_sub(self.made.0) / 3;
+        WallTime(self.expires.0.saturating_sub(third.min(nanos(RENEW_BEFORE))))
+    }
+}
+
 /// Where the next credential comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -42,7 +59,7 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Renewal {
     random: StdRng,
-    expires: WallTime,
+    valid: Validity,
     next: Time,
     failures: u32,
     /// Whom was asked last, and whether the answer is awaited.
@@ -53,10 +70,10 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// Starts with a credential that ends at `expires`, or has ended.
-    pub fn new(expires: WallTime, seed: u64, now: Time) -> Self {
+    /// Starts with a credential, which may have ended.
+    pub fn new(valid: Validity, seed: u64, now: Time) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { random, expires, next: now, failures: 0, asked: None, under_way: false, outdated: false }
+        Self { random, valid, next: now, failures: 0, asked: None, under_way: false, outdated: false }
     }
 
     /// Notes whether the present credential says something else than it should.
@@ -73,7 +90,7 @@ impl Renewal {
         if self.under_way || now.time < self.next {
             return None;
         }
-        if !self.outdated && now.wall.0 < self.expires.0.saturating_sub(nanos(RENEW_BEFORE)) {
+        if !self.outdated && now.wall < self.valid.renewal() {
             self.next = now.time + CHECK_EVERY;
             return None;
         }
@@ -85,9 +102,10 @@ impl Renewal {
         source
     }
 
-    /// Notes the end of the new credential, which is in use.
-    pub fn renewed(&mut self, expires: WallTime, now: Time) {
-        (self.expires, self.failures, self.asked, self.under_way) = (expires, 0, None, false);
+    /// Notes the new credential, which is in use. Whether it says what it should by now is to be told anew.
+    pub fn renewed(&mut self, valid: Validity, now: Time) {
+        (self.valid, self.failures, self.asked, self.under_way) = (valid, 0, None, false);
+        self.outdated = false;
         self.next = now + CHECK_EVERY;
     }
 
@@ -139,7 +157,20 @@ mod tests {
     }
 
     fn renewal() -> Renewal {
-        Renewal::new(at(90, 0).wall, 7, Time(0))
+        Renewal::new(valid(0, 90), 7, Time(0))
+    }
+
+    fn valid(made: u64, expires: u64) -> Validity {
+        Validity { made: at(made, 0).wall, expires: at(expires, 0).wall }
+    }
+
+    #[test]
+    fn a_short_one_is_renewed_in_the_last_third_of_its_life() {
+        let valid = |secs: u64| Validity { made: at(1, 0).wall, expires: at(1, secs).wall };
+        for (lasts, renewed_after) in [(3600, 2400), (90 * DAY, 60 * DAY), (3650 * DAY, 3620 * DAY), (0, 0)] {
+            assert_eq!(valid(lasts).renewal(), at(1, renewed_after).wall);
+        }
+        assert!(CHECK_EVERY * 2 <= Duration::from_secs(1200), "the shortest are looked at twice in that time");
     }
 
     #[test]
@@ -187,7 +218,7 @@ mod tests {
         assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX * 5 / 4));
         assert!(pauses[18] != pauses[19], "jitter: {pauses:?}");
         assert!(pauses.iter().sum::<Duration>() < RENEW_BEFORE, "many attempts fit in");
-        renewal.renewed(at(150, 0).wall, now.time);
+        renewal.renewed(valid(60, 150), now.time);
         assert_eq!(renewal.poll(&managers, false, at(119, 0)), None);
         assert!(renewal.poll(&managers, false, at(120, 0)).is_some());
     }
@@ -213,8 +244,20 @@ mod tests {
         renewal.failed(at(1, 1).time);
         assert_eq!(renewal.poll(&managers, false, at(1, 1)), None);
         assert_eq!(renewal.poll(&managers, false, at(1, 3)), Some(Manager(A)), "and soon again");
-        renewal.renewed(at(91, 0).wall, at(1, 3).time);
+        renewal.renewed(valid(1, 91), at(1, 3).time);
         renewal.set_outdated(false, at(1, 3).time);
         assert_eq!(renewal.poll(&managers, true, at(1, 60)), None);
+    }
+
+    #[test]
+    fn one_that_says_the_wrong_thing_again_is_replaced_at_once() {
+        let mut renewal = renewal();
+        let managers = BTreeSet::from([A]);
+        renewal.set_outdated(true, at(1, 0).time);
+        assert!(renewal.poll(&managers, true, at(1, 0)).is_some());
+        // What it should say has changed while it was asked for.
+        renewal.renewed(valid(1, 91), at(1, 1).time);
+        renewal.set_outdated(true, at(1, 1).time);
+        assert!(renewal.poll(&managers, true, at(1, 1)).is_some());
     }
 }

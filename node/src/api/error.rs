@@ -13,6 +13,10 @@ const NOT_IN_CLUSTER: &str = "This node is not a swarm manager. Use \"docker swa
 const ONLY_MANAGERS: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                              Please run this command on a manager node or promote the current node to a manager.";
 
+/// What a manager answers whose keys are locked. Source: Docker Engine 20.10, as captured.
+pub(super) const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" \
+                      to unlock it.";
+
 /// Why a request was refused. Nothing was changed unless the message says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -49,9 +53,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported yet"))
     }
 
+    /// Docker can do this, and here it has no meaning; says what does instead.
+    pub fn meaningless(what: &str, instead: &str) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported: {instead}"))
+    }
+
     /// This node is in no cluster.
     pub fn not_in_cluster() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, NOT_IN_CLUSTER)
+    }
+
+    /// This node's keys are sealed on its disk.
+    pub fn locked() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, LOCKED)
     }
 
     /// The answer is sealed to managers, and this node is a worker.

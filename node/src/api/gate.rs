@@ -90,10 +90,19 @@ async fn as_message(response: Response) -> Response {
 async fn run(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
     // The permit is held until the answer begins; bodies that stream are bounded by the connections that carry them.
     let _permit = api.room.try_acquire().map_err(|_| ApiError::unavailable("too many requests; try again"))?;
+    if api.backend.is_locked() && !is_open_while_locked(request.uri().path()) {
+        return Err(ApiError::locked());
+    }
     let limit = if request.uri().path() == "/images/load" { LOAD_TIMEOUT } else { ANSWER_TIMEOUT };
     tokio::time::timeout(limit, next.run(request))
         .await
         .map_err(|_| ApiError::unavailable(format!("no answer within {} s", limit.as_secs())))
+}
+
+/// Returns whether a node whose keys are locked answers: what it is, and how to change that.
+fn is_open_while_locked(path: &str) -> bool {
+    let swarm = ["/swarm/unlock", "/swarm/leave", "/swarm/init", "/swarm/join"];
+    swarm.contains(&path) || ["/_ping", "/version", "/info", "/metrics"].contains(&path)
 }
 
 /// Takes `/v1.NN` off a path after checking that this version is spoken.

@@ -166,7 +166,7 @@ impl Source<'_> {
     /// The network of published ports, which every cluster has and nobody has made.
     fn ingress(&self) -> Option<ObjectView> {
         let cluster = self.store.cluster()?;
-        let state = NetworkState { blocks: vec![network::ingress_block()] };
+        let state = NetworkState { blocks: vec![network::Block::new(cluster.settings.ingress())] };
         let head = ObjectHead {
             index: 1,
             created: cluster.created,

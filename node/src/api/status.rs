@@ -29,11 +29,13 @@ pub struct StatusFacts {
     pub troubles: Vec<String>,
     /// When this node's credential ends.
     pub credential_ends: WallTime,
+    /// How long credentials last.
+    pub credential_lasts: Duration,
     /// The present moment.
     pub now: WallTime,
 }
 
-/// A credential that ends within this time should have been renewed long ago.
+/// A credential that ends within this time, or within a twelfth of its life, should have been renewed long ago.
 const CREDENTIAL_WARNING: Duration = Duration::from_secs(7 * 86_400);
 
 /// What is known of one lease.
@@ -133,7 +135,8 @@ fn new_voters(facts: &StatusFacts) -> Vec<String> {
 
 fn credential_warning(facts: &StatusFacts) -> Option<String> {
     let (ends, now) = (facts.credential_ends, facts.now);
-    let soon = u64::try_from(CREDENTIAL_WARNING.as_nanos()).unwrap_or(u64::MAX);
+    let soon = CREDENTIAL_WARNING.min(facts.credential_lasts / 12);
+    let soon = u64::try_from(soon.as_nanos()).unwrap_or(u64::MAX);
     if ends <= now {
         Some(format!("this node's credential ended at {ends}: start it with shoald --join ADDRESS --token TOKEN"))
     } else if ends.0 - now.0 < soon {
@@ -207,6 +210,7 @@ mod tests {
             quarantined: 0,
             troubles: Vec::new(),
             credential_ends: WallTime(90 * DAY),
+            credential_lasts: Duration::from_nanos(90 * DAY),
             now: WallTime(0),
         }
     }
@@ -267,6 +271,17 @@ mod tests {
             let said = warnings.iter().find(|warning| warning.contains("credential"));
             assert_eq!(said.is_some(), want.is_some(), "{days}: {warnings:?}");
             assert!(said.is_none_or(|said| said.contains(want.unwrap())), "{days}: {said:?}");
+        }
+        // Those that last an hour are renewed in the last third of it.
+        facts.credential_lasts = Duration::from_secs(3600);
+        for (minutes, want) in [(10, false), (4, true)] {
+            facts.now = WallTime(90 * DAY - minutes * 60_000_000_000);
+            let warnings = StatusReport::new(&facts).warnings;
+            assert_eq!(
+                warnings.iter().any(|warning| warning.contains("no manager has renewed it")),
+                want,
+                "{warnings:?}"
+            );
         }
     }
 }

@@ -1,16 +1,34 @@
-//! The cluster: making, joining and leaving it, and its join tokens.
+//! The cluster: making, joining, unlocking and leaving it, its tokens and its settings.
+
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde_json::Value;
-use shoal_protocol::token::Role;
+use serde_json::{Value, json};
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::Availability;
+use shoal_protocol::subnet::InvalidSubnet;
+use shoal_protocol::token::{JoinToken, Role};
 use shoal_protocol::value::ClusterObject;
-use shoal_protocol::{NodeId, token::JoinToken};
+use shoal_protocol::{ClusterId, NodeId, WallTime};
+use zeroize::Zeroizing;
 
 use super::snapshot::Want;
 use super::{Api, ApiError, Rotation, query, render};
+use crate::identity::UnlockKey;
+
+mod settings;
+
+/// Where Docker's clients want a node to listen when nobody says where.
+const LISTEN_DEFAULT: &str = "0.0.0.0:2377";
+
+/// The data path port that Docker has by default.
+const DATA_PATH_PORT: u32 = 4789;
+
+/// Bytes of a request to unlock at most; larger ones get status 413.
+pub(super) const UNLOCK_BYTES_MAX: usize = 4096;
 
 /// Seeds that one request may name.
 const SEEDS_MAX: usize = 64;
@@ -19,6 +37,7 @@ const SEEDS_MAX: usize = 64;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct Membership {
+    listen_addr: String,
     advertise_addr: String,
     data_path_addr: String,
     data_path_port: u32,
@@ -26,6 +45,8 @@ pub(super) struct Membership {
     auto_lock_managers: bool,
     availability: String,
     default_addr_pool: Option<Vec<String>>,
+    subnet_size: u32,
+    spec: Value,
     remote_addrs: Option<Vec<String>>,
     join_token: String,
 }
@@ -38,7 +59,16 @@ impl Membership {
     /// Refuses what the caller might believe was heeded.
     fn check(&self, api: &Api) -> Result<(), ApiError> {
         let own = api.backend.node().address;
-        let is_own = |wanted: &str| own.is_some_and(|own| wanted == own.to_string() || wanted == own.ip().to_string());
+        let is_at = |wanted: &str, own: SocketAddr| wanted == own.to_string() || wanted == own.ip().to_string();
+        let is_own = |wanted: &str| own.is_some_and(|own| is_at(wanted, own));
+        let listens = api.backend.listen();
+        let is_default = ["", LISTEN_DEFAULT].contains(&self.listen_addr.as_str());
+        if !is_default && !is_at(&self.listen_addr, listens) {
+            return Err(ApiError::invalid(format!(
+                "this node listens on {listens}: start shoald with --listen-addr {} to change it",
+                self.listen_addr
+            )));
+        }
         if !self.advertise_addr.is_empty() && !is_own(&self.advertise_addr) {
             let own = own.map_or_else(|| "not known".to_owned(), |own| own.to_string());
             return Err(ApiError::invalid(format!(
@@ -46,19 +76,56 @@ impl Membership {
                 self.advertise_addr
             )));
         }
-        for (given, what) in [
-            (!self.data_path_addr.is_empty(), "a data path address"),
-            (self.data_path_port != 0, "a data path port"),
-            (self.force_new_cluster, "forcing a new cluster"),
-            (self.auto_lock_managers, "locking managers"),
-            (!matches!(self.availability.as_str(), "" | "active"), "an availability other than active here"),
-            (self.default_addr_pool.as_ref().is_some_and(|pool| !pool.is_empty()), "an address pool"),
+        for (given, what, instead) in [
+            (
+                !self.data_path_addr.is_empty() && !is_own(&self.data_path_addr),
+                "another data path address (--data-path-addr)",
+                "everything goes over the advertised address",
+            ),
+            (
+                ![0, DATA_PATH_PORT].contains(&self.data_path_port),
+                "a data path port (--data-path-port)",
+                "everything goes over the port between nodes",
+            ),
+            (
+                self.force_new_cluster,
+                "forcing a new cluster (--force-new-cluster)",
+                "start the managers that were lost; if they are gone for good, 'swarm leave --force' and 'swarm init'",
+            ),
         ] {
             if given {
-                return Err(ApiError::unsupported(what));
+                return Err(ApiError::meaningless(what, instead));
             }
         }
         Ok(())
+    }
+
+    fn availability(&self) -> Result<Availability, ApiError> {
+        match self.availability.as_str() {
+            "" | "active" => Ok(Availability::Active),
+            "pause" => Ok(Availability::Pause),
+            "drain" => Ok(Availability::Drain),
+            other => Err(ApiError::invalid(format!(
+                "invalid availability {other:?}, only active, pause and drain are supported"
+            ))),
+        }
+    }
+
+    /// Returns the settings of the cluster that is to be made.
+    fn settings(&mut self) -> Result<ClusterSettings, ApiError> {
+        let nobody = (ClusterId(0), NodeId(0));
+        let plain = ClusterObject::first(nobody.0, nobody.1, String::new(), Vec::new(), WallTime(0));
+        let mut settings = settings::read(self.spec.take(), &plain)?.settings;
+        // Docker's client says it in both places.
+        settings.auto_lock |= self.auto_lock_managers;
+        for pool in self.default_addr_pool.iter().flatten() {
+            settings.pools.push(pool.parse().map_err(|error: InvalidSubnet| ApiError::invalid(error.to_string()))?);
+        }
+        if self.subnet_size != 0 {
+            settings.pool_prefix = u8::try_from(self.subnet_size).unwrap_or(u8::MAX);
+        }
+        settings.check().map_err(settings::invalid)?;
+        Ok(settings)
     }
 }
 
@@ -79,8 +146,9 @@ fn settings_missing() -> ApiError {
 
 /// `POST /swarm/init`.
 pub(super) async fn init(State(api): State<Api>, body: String) -> Result<Json<NodeId>, ApiError> {
-    Membership::parse(&body)?.check(&api)?;
-    api.backend.init().await?;
+    let mut request = Membership::parse(&body)?;
+    request.check(&api)?;
+    api.backend.init(request.settings()?, request.availability()?).await?;
     let snapshot = api.backend.snapshot(Want::default()).await?;
     Ok(Json(snapshot.me))
 }
@@ -89,6 +157,7 @@ pub(super) async fn init(State(api): State<Api>, body: String) -> Result<Json<No
 pub(super) async fn join(State(api): State<Api>, body: String) -> Result<StatusCode, ApiError> {
     let request = Membership::parse(&body)?;
     request.check(&api)?;
+    let availability = request.availability()?;
     let seeds = request.remote_addrs.unwrap_or_default();
     if seeds.is_empty() || seeds.len() > SEEDS_MAX {
         return Err(ApiError::invalid(format!("expected 1 to {SEEDS_MAX} addresses of nodes to join")));
@@ -98,7 +167,7 @@ pub(super) async fn join(State(api): State<Api>, body: String) -> Result<StatusC
             "rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster",
         ));
     }
-    api.backend.join(seeds, request.join_token.trim().to_owned()).await?;
+    api.backend.join(seeds, request.join_token.trim().to_owned(), availability).await?;
     Ok(StatusCode::OK)
 }
 
@@ -122,101 +191,64 @@ pub(super) struct UpdateQuery {
     rotate_manager_unlock_key: Option<String>,
 }
 
-/// `POST /swarm/update`: rotates tokens and the root; the settings themselves cannot be changed yet.
+/// `POST /swarm/update`: changes settings, rotates tokens, the unlock key and the root.
 pub(super) async fn update(
     State(api): State<Api>,
     Query(query): Query<UpdateQuery>,
     body: String,
 ) -> Result<StatusCode, ApiError> {
     let version = query::version("swarm", query.version.as_deref())?;
-    let (_, mut spec) = query::object(&body)?;
+    let (_, spec) = query::object(&body)?;
     let snapshot = api.backend.snapshot(Want::default()).await?;
     if snapshot.role != Role::Manager {
         return Err(ApiError::only_managers());
     }
     let cluster = snapshot.cluster.ok_or_else(settings_missing)?;
-    if query::is_on(query.rotate_manager_unlock_key.as_deref()) {
-        return Err(ApiError::unsupported("locking managers"));
-    }
-    let keys = wants_new_root(&mut spec, &cluster);
-    if !changes_nothing(&spec, &cluster) {
-        return Err(ApiError::unsupported("changing the swarm's settings"));
-    }
-    let wanted = [(Role::Worker, query.rotate_worker_token), (Role::Manager, query.rotate_manager_token)];
-    let tokens: Vec<Role> =
-        wanted.into_iter().filter(|(_, wanted)| query::is_on(wanted.as_deref())).map(|(role, _)| role).collect();
-    if keys || !tokens.is_empty() {
-        api.backend.rotate(Rotation { tokens, keys }, version).await?;
+    let wanted = settings::read(spec, &cluster)?;
+    let tokens = [(Role::Worker, query.rotate_worker_token), (Role::Manager, query.rotate_manager_token)];
+    let what = Rotation {
+        tokens: tokens.into_iter().filter(|(_, on)| query::is_on(on.as_deref())).map(|(role, _)| role).collect(),
+        keys: wanted.rotates_root,
+        unlock_key: query::is_on(query.rotate_manager_unlock_key.as_deref()),
+        settings: (wanted.settings != cluster.settings).then_some(wanted.settings),
+    };
+    if what != Rotation::default() {
+        api.backend.rotate(what, version).await?;
     }
     Ok(StatusCode::OK)
 }
 
-/// Takes out of the settings which rotation of the root they ask for, and returns whether it is another one than the last.
-/// Clients that know nothing of it send none, or zero.
-fn wants_new_root(spec: &mut Value, cluster: &ClusterObject) -> bool {
-    let config = spec.get_mut("CAConfig").and_then(Value::as_object_mut);
-    let wanted = config.and_then(|config| config.remove("ForceRotate")).and_then(|wanted| wanted.as_u64());
-    wanted.is_some_and(|wanted| wanted != 0 && wanted != cluster.edition - 1)
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Unlock {
+    unlock_key: String,
 }
 
-/// Compares with what `GET /swarm` gives out. Clients send settings that they do not know, or left alone, as zero values.
-fn changes_nothing(spec: &Value, cluster: &ClusterObject) -> bool {
-    fn is_zero(value: &Value) -> bool {
-        match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Number(number) => number.as_f64() == Some(0.0),
-            Value::String(text) => text.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.values().all(is_zero),
-            Value::Bool(true) => false,
-        }
+/// `POST /swarm/unlock`.
+pub(super) async fn unlock(State(api): State<Api>, body: String) -> Result<StatusCode, ApiError> {
+    let body = Zeroizing::new(body);
+    // What was said is not repeated: it may be a key with a slip in it.
+    let mut request: Unlock = serde_json::from_str(&body).map_err(|_| ApiError::invalid("invalid JSON"))?;
+    let text = Zeroizing::new(std::mem::take(&mut request.unlock_key));
+    // Whether there is anything to unlock comes first, as with Docker.
+    if !api.backend.is_locked() {
+        let snapshot = api.backend.snapshot(Want::default()).await?;
+        return Err(match snapshot.role {
+            Role::Manager => ApiError::new(StatusCode::CONFLICT, "swarm is not locked"),
+            Role::Worker => ApiError::only_managers(),
+        });
     }
-    fn fits(sent: &Value, ours: &Value) -> bool {
-        match (sent, ours) {
-            (Value::Object(sent), Value::Object(ours)) => {
-                sent.iter().all(|(name, value)| fits(value, ours.get(name).unwrap_or(&Value::Null)))
-            }
-            _ => is_zero(sent) || sent == ours,
-        }
-    }
-    fits(spec, &render::spec_of_swarm(cluster))
+    let key = UnlockKey::from_text(&text).map_err(|error| ApiError::invalid(error.to_string()))?;
+    api.backend.unlock(key).await?;
+    Ok(StatusCode::OK)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn settings_that_were_read_may_be_sent_back() {
-        let cluster = cluster(1);
-        let nothing = |spec| changes_nothing(&spec, &cluster);
-        assert!(nothing(render::spec_of_swarm(&cluster)));
-        assert!(nothing(json!({"Name": "default", "Raft": {"ElectionTick": 0}, "Labels": null})));
-        assert!(!nothing(json!({"Orchestration": {"TaskHistoryRetentionLimit": 3}})));
-        assert!(!nothing(json!({"EncryptionConfig": {"AutoLockManagers": true}})));
-        assert!(!nothing(json!({"CAConfig": {"SigningCACert": "-----BEGIN"}})));
+/// `GET /swarm/unlockkey`.
+pub(super) async fn unlock_key(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+    let snapshot = api.backend.snapshot(Want::default()).await?;
+    if snapshot.role != Role::Manager {
+        return Err(ApiError::only_managers());
     }
-
-    #[test]
-    fn another_root_is_wanted_by_another_number_than_the_last() {
-        for (edition, config, wanted) in [
-            (1, json!({}), false),
-            (1, json!({"ForceRotate": 0}), false),
-            (1, json!({"ForceRotate": 1}), true),
-            (3, json!({"ForceRotate": 2}), false),
-            (3, json!({"ForceRotate": 0}), false),
-            (3, json!({"ForceRotate": 3}), true),
-        ] {
-            let mut spec = json!({"CAConfig": config});
-            assert_eq!(wants_new_root(&mut spec, &cluster(edition)), wanted, "{config}");
-            assert!(changes_nothing(&spec, &cluster(edition)));
-        }
-    }
-
-    fn cluster(edition: u64) -> ClusterObject {
-        let (id, founder) = (shoal_protocol::ClusterId(1), NodeId(1));
-        let first = ClusterObject::first(id, founder, String::new(), Vec::new(), shoal_protocol::WallTime(0));
-        ClusterObject { edition, ..first }
-    }
+    let key = api.backend.unlock_key().await?;
+    Ok(Json(json!({"UnlockKey": key.as_ref().map_or("", |key| key.as_str())})))
 }

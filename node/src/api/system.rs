@@ -15,6 +15,7 @@ pub(super) async fn ping(State(api): State<Api>) -> (HeaderMap, &'static str) {
     let swarm = match api.backend.snapshot(Want::default()).await {
         Ok(snapshot) if snapshot.role == Role::Manager => "active/manager",
         Ok(_) => "active/worker",
+        Err(_) if api.backend.is_locked() => "locked",
         Err(_) => "inactive",
     };
     let mut headers = HeaderMap::new();
@@ -50,7 +51,8 @@ pub(super) async fn info(State(api): State<Api>) -> Json<Value> {
     let measured = snapshot.as_ref().and_then(|snapshot| {
         snapshot.nodes.iter().find(|node| node.id == snapshot.me).and_then(|node| node.status.clone())
     });
-    let own = render::info(&measured.unwrap_or_else(|| api.backend.node()), snapshot.as_ref());
+    let is_locked = api.backend.is_locked();
+    let own = render::info(&measured.unwrap_or_else(|| api.backend.node()), snapshot.as_ref(), is_locked);
     Json(match api.backend.engine() {
         Some(engine) => render::info_with_engine(own, engine.ask("/info").await.map_err(|error| error.message)),
         None => own,

@@ -1,5 +1,6 @@
 //! The API over a real socket, in front of a fake node that has a real document.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -20,7 +21,8 @@ use shoal_control::store::Store;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::object;
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::PortConfig;
+use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
+use shoal_protocol::spec::{Availability, PortConfig};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{
     self, ClusterObject, NodeObject, NodeStatus, Progress, ServiceObject, Slot, SlotTask, TaskReport, UpdateState,
@@ -40,6 +42,7 @@ use super::{
 };
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
+use crate::identity::UnlockKey;
 
 mod containers;
 mod engine;
@@ -48,6 +51,7 @@ mod networks;
 mod objects;
 mod page;
 mod reads;
+mod swarm;
 mod writes;
 
 const ME: NodeId = NodeId(1);
@@ -63,6 +67,10 @@ struct Fake {
     in_cluster: bool,
     other_is: NodeState,
     writes: Mutex<Vec<Write>>,
+    /// What opens this node's keys while they are locked.
+    lock: Option<UnlockKey>,
+    /// Clusters that were made.
+    made: Mutex<Vec<(ClusterSettings, Availability)>>,
     rotations: Mutex<Vec<Rotation>>,
     refusal: Mutex<Option<WriteError>>,
     loaded: Mutex<Vec<Vec<u8>>>,
@@ -168,6 +176,8 @@ impl Fake {
             other_is: NodeState::Ready,
             writes: Mutex::default(),
             rotations: Mutex::default(),
+            lock: None,
+            made: Mutex::default(),
             refusal: Mutex::default(),
             loaded: Mutex::default(),
             read: Mutex::default(),
@@ -226,6 +236,7 @@ impl Backend for Fake {
             quarantined: 0,
             troubles: Vec::new(),
             credential_ends: WallTime(u64::MAX),
+            credential_lasts: CREDENTIAL_DEFAULT,
             now: WallTime(0),
         }))
     }
@@ -271,12 +282,33 @@ impl Backend for Fake {
         Ok(stored == self.seal(id, data).await?.1)
     }
 
-    async fn init(&self) -> Result<(), ApiError> {
+    fn listen(&self) -> SocketAddr {
+        ([0, 0, 0, 0], 7000).into()
+    }
+
+    fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    async fn init(&self, settings: ClusterSettings, availability: Availability) -> Result<(), ApiError> {
+        self.made.lock().unwrap().push((settings, availability));
         Ok(())
     }
 
-    async fn join(&self, _: Vec<String>, _: String) -> Result<(), ApiError> {
+    async fn join(&self, _: Vec<String>, _: String, _: Availability) -> Result<(), ApiError> {
         Ok(())
+    }
+
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        match Some(key) == self.lock {
+            true => Ok(()),
+            false => Err(ApiError::new(StatusCode::UNAUTHORIZED, "swarm could not be unlocked: invalid key provided")),
+        }
+    }
+
+    async fn unlock_key(&self) -> Result<Option<Zeroizing<String>>, ApiError> {
+        let is_on = self.store.lock().unwrap().cluster().unwrap().settings.auto_lock;
+        Ok(is_on.then(|| Zeroizing::new("SWMKEY-1-x".to_owned())))
     }
 
     async fn leave(&self, _: bool) -> Result<(), ApiError> {

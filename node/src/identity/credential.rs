@@ -10,6 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, PublicKeyData, SerialNumber, SignatureAlgorithm,
 };
+use shoal_control::renewal::Validity;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::{ClusterId, NodeId, WallTime};
 use x509_parser::certificate::X509Certificate;
@@ -18,9 +19,6 @@ use x509_parser::oid_registry::{OID_X509_ORGANIZATION_NAME, OID_X509_ORGANIZATIO
 use x509_parser::prelude::FromDer;
 
 use super::{IdentityError, random};
-
-/// Days that a credential is valid.
-pub const CREDENTIAL_DAYS: u64 = 90;
 
 /// Years that a root is valid.
 const ROOT_YEARS: u64 = 20;
@@ -54,8 +52,8 @@ pub enum CredentialError {
     #[error("the credential belongs to another node")]
     WrongNode,
     /// Its time is over; the node needs a new one, by a join token if no manager renews it.
-    #[error("the credential expired at {0}; join again with a token")]
-    Expired(WallTime),
+    #[error("the credential expired at {}; join again with a token", .0.expires)]
+    Expired(Validity),
     /// Its time has not come: one of the two clocks is wrong.
     #[error("the credential is valid from {0} only: check the clocks")]
     NotYetValid(WallTime),
@@ -70,8 +68,8 @@ pub struct Credential {
     pub cluster: ClusterId,
     /// What the bearer may do.
     pub granted: RoleGrant,
-    /// When it ends.
-    pub expires: WallTime,
+    /// Since when and until when.
+    pub valid: Validity,
 }
 
 /// A cluster's root certificate: what all its members trust. It is public.
@@ -156,11 +154,11 @@ impl Root {
         root_key: &[u8],
         public_key: &[u8; 32],
         granted: RoleGrant,
-        now: WallTime,
+        (now, lifetime): (WallTime, Duration),
     ) -> Result<Vec<u8>, IdentityError> {
         let key = KeyPair::try_from(root_key).map_err(signing)?;
         let issuer = Issuer::from_ca_cert_der(&self.der.as_slice().into(), key).map_err(signing)?;
-        let mut params = params(now, DAY * CREDENTIAL_DAYS as u32)?;
+        let mut params = params(now, lifetime)?;
         let unit = match granted.role {
             Role::Manager => MANAGER_UNIT,
             Role::Worker => WORKER_UNIT,
@@ -238,10 +236,12 @@ impl Root {
         let granted = RoleGrant { role, index, edition: if root.is_some() { self.edition } else { 0 } };
         let starts = wall(certificate.validity().not_before.timestamp());
         let expires = wall(certificate.validity().not_after.timestamp());
+        let skew = u64::try_from(SKEW.as_nanos()).unwrap_or(u64::MAX);
+        let valid = Validity { made: WallTime(starts.0.saturating_add(skew)), expires };
         match now {
             _ if now < starts => Err(CredentialError::NotYetValid(starts)),
-            _ if now >= expires => Err(CredentialError::Expired(expires)),
-            _ => Ok(Credential { node, cluster: self.cluster(), granted, expires }),
+            _ if now >= valid.expires => Err(CredentialError::Expired(valid)),
+            _ => Ok(Credential { node, cluster: self.cluster(), granted, valid }),
         }
     }
 }

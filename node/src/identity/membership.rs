@@ -3,12 +3,13 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shoal_control::renewal::Validity;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::{ClusterId, WallTime, codec};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Credential, CredentialError, IdentityError, NodeKey, Root, random, wrap};
+use super::{Credential, CredentialError, IdentityError, Lock, NodeKey, Root, random, wrap};
 
 /// The key that only managers have: it opens [`super::ClusterSecrets`]. Its `Debug` form hides it; dropping it erases it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -55,6 +56,8 @@ pub struct Membership {
     pub granted: RoleGrant,
     /// Only on managers. It is of the edition of the root that issued the credential.
     pub manager_key: Option<ManagerKey>,
+    /// What this node's keys are sealed with on its disk. Only on managers, and only while the cluster is to be locked.
+    pub lock: Option<Lock>,
 }
 
 impl Membership {
@@ -78,17 +81,17 @@ impl Membership {
         Ok(self.root()?.verify(&self.credential, public_key, now)?)
     }
 
-    /// Returns when the node's own credential ends, or has ended.
-    pub fn expires(&self, public_key: &[u8; 32]) -> Result<WallTime, IdentityError> {
+    /// Returns from when until when the node's own credential is valid, or was.
+    pub fn valid(&self, public_key: &[u8; 32]) -> Result<Validity, IdentityError> {
         // At the end of time everything that is otherwise in order has ended, and the error says when.
         match self.root()?.verify(&self.credential, public_key, WallTime(u64::MAX)) {
-            Ok(credential) => Ok(credential.expires),
-            Err(CredentialError::Expired(expires)) => Ok(expires),
+            Ok(credential) => Ok(credential.valid),
+            Err(CredentialError::Expired(valid)) => Ok(valid),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Encodes it for the disk. A manager's form holds the manager key.
+    /// Encodes it. A manager's form holds the managers' key: on disk it is put in the form of [`super::AtRest`].
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
         codec::encode(self).map(Zeroizing::new).map_err(|source| IdentityError::BadMembership { source })
     }

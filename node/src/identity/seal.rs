@@ -1,4 +1,4 @@
-//! Sealing with the key that only managers have: XChaCha20-Poly1305, tied to a purpose and a cluster.
+//! Sealing with a key of the cluster's: XChaCha20-Poly1305, tied to a purpose.
 
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
@@ -14,25 +14,25 @@ const TAG_BYTES: usize = 16;
 const _: () = assert!(NONCE_BYTES + TAG_BYTES == SEAL_BYTES);
 
 /// Seals bytes for a purpose. The nonce is random: at 192 bits repeats need not be feared.
-pub(super) fn seal(key: &ManagerKey, purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
+pub(super) fn seal(key: &[u8; 32], purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
     let nonce = random::<NONCE_BYTES>()?;
-    let ciphertext = XChaCha20Poly1305::new((&key.0).into())
+    let ciphertext = XChaCha20Poly1305::new(key.into())
         .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: purpose })
         .map_err(|_| IdentityError::Sealed)?;
     Ok([nonce.as_slice(), &ciphertext].concat())
 }
 
 /// Opens what was sealed with `key` for the same purpose.
-pub(super) fn open(key: &ManagerKey, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+pub(super) fn open(key: &[u8; 32], purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     let (nonce, ciphertext) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(IdentityError::Sealed)?;
-    let opened = XChaCha20Poly1305::new((&key.0).into())
-        .decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: purpose });
+    let opened =
+        XChaCha20Poly1305::new(key.into()).decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: purpose });
     opened.map(Zeroizing::new).map_err(|_| IdentityError::Sealed)
 }
 
 /// Seals the data of a secret.
 pub fn seal_secret(key: &ManagerKey, cluster: ClusterId, id: ObjectId, plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
-    seal(key, &purpose_of_secret(cluster, id), plain)
+    seal(&key.0, &purpose_of_secret(cluster, id), plain)
 }
 
 /// Opens the data of a secret.
@@ -42,7 +42,7 @@ pub fn open_secret(
     id: ObjectId,
     sealed: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
-    open(key, &purpose_of_secret(cluster, id), sealed)
+    open(&key.0, &purpose_of_secret(cluster, id), sealed)
 }
 
 /// Ties a secret's data to its identifier, so that nobody passes one off as another.

@@ -77,7 +77,7 @@ impl Trust {
     /// Returns whether a peer stays that was let in by a credential.
     pub fn fits(&self, credential: &Credential, now: WallTime) -> bool {
         credential.cluster == self.cluster()
-            && credential.expires > now
+            && credential.valid.expires > now
             && (credential.granted.edition == self.newest.edition() || self.listed.contains_key(&credential.node))
     }
 }
@@ -86,6 +86,8 @@ impl Trust {
 mod tests {
     use super::*;
     use crate::identity::{ClusterSecrets, ManagerKey, NodeKey, create_cluster, next_edition};
+    use shoal_control::renewal::Validity;
+    use shoal_protocol::settings::CREDENTIAL_DEFAULT;
     use shoal_protocol::token::RoleGrant;
     use shoal_protocol::value::ClusterObject;
 
@@ -102,7 +104,7 @@ mod tests {
             let secrets = ClusterSecrets::open(&self.cluster.sealed, &self.key, self.cluster.id).unwrap();
             let root = Root::from_pem(&self.cluster.root_pem).unwrap();
             let granted = RoleGrant { role, index: 9, edition: root.edition() };
-            secrets.issue(&root, &node.public_key(), granted, NOW).unwrap()
+            secrets.issue(&root, &node.public_key(), granted, (NOW, CREDENTIAL_DEFAULT)).unwrap()
         }
     }
 
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn a_former_root_vouches_for_nobody() {
         let [me, member, stranger] = [(); 3].map(|()| NodeKey::generate());
-        let (membership, cluster) = create_cluster(&me, NOW).unwrap();
+        let (membership, cluster) = create_cluster(&me, &Default::default(), NOW).unwrap();
         let first = Edition { key: membership.manager_key.clone().unwrap(), cluster };
         let managers = [(me.node_id(), me.public_key())].into();
         let next = next_edition(&first.cluster, Some(&first.key), &managers, NOW).unwrap();
@@ -152,7 +154,7 @@ mod tests {
             node: key.node_id(),
             cluster: first.cluster.id,
             granted: RoleGrant { role: Role::Manager, index: 9, edition },
-            expires: WallTime(NOW.0 + 1),
+            valid: Validity { made: NOW, expires: WallTime(NOW.0 + 1) },
         };
         assert!(after.fits(&link(&member, 1), NOW) && !after.fits(&link(&stranger, 1), NOW));
         assert!(after.fits(&link(&stranger, 2), NOW) && !after.fits(&link(&stranger, 2), ended));
@@ -161,8 +163,8 @@ mod tests {
     #[test]
     fn a_document_of_nonsense_changes_nothing() {
         let me = NodeKey::generate();
-        let (membership, cluster) = create_cluster(&me, NOW).unwrap();
-        let (other, _) = create_cluster(&me, NOW).unwrap();
+        let (membership, cluster) = create_cluster(&me, &Default::default(), NOW).unwrap();
+        let (other, _) = create_cluster(&me, &Default::default(), NOW).unwrap();
         for text in [String::new(), "nonsense".to_owned(), other.root_pem] {
             let mut document = said(&cluster, &[]);
             document.root_pem = text;

@@ -1,23 +1,28 @@
 //! What the API needs of the node: questions for the event loop, calls of the driver, and other nodes' APIs.
 
-use std::sync::atomic::Ordering;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use shoal_control::core::Control;
 use shoal_control::view::Health;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
+use shoal_protocol::spec::Availability;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, Now, ObjectId, TaskId, WallTime};
 use tokio::io::AsyncRead;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::command::{Command, Loop, LoopEnded, MembershipError};
@@ -30,13 +35,28 @@ use crate::api::{
 };
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
+use crate::identity::UnlockKey;
 use crate::swarm::{PeerStream, SwarmHandle};
+
+/// Between two attempts to unlock this node.
+const UNLOCK_PAUSE: Duration = Duration::from_millis(500);
+
+/// What this node knows of itself while it is in no cluster, too.
+pub struct Own {
+    /// What it would say of itself.
+    pub status: NodeStatus,
+    /// Where it listens for other nodes.
+    pub listen: SocketAddr,
+    /// Whether its keys are sealed on its disk and nobody has opened them since it was started.
+    pub is_locked: Arc<AtomicBool>,
+}
 
 /// The node behind its API.
 pub struct NodeBackend {
     event_loop: Loop,
-    /// What the node says of itself while it is in no cluster.
-    status: NodeStatus,
+    own: Own,
+    /// When the next attempt to unlock this node may be made; attempts wait for each other.
+    unlocking: Mutex<Option<Instant>>,
     /// The engine that runs the node's containers, once that is decided; it stays decided while the daemon runs.
     engine: Arc<OnceLock<Arc<Engine>>>,
     events: Arc<Hub>,
@@ -44,8 +64,8 @@ pub struct NodeBackend {
 
 impl NodeBackend {
     /// Returns the backend of the node that `event_loop` leads to.
-    pub fn new(event_loop: Loop, status: NodeStatus, engine: Arc<OnceLock<Arc<Engine>>>, events: Arc<Hub>) -> Self {
-        Self { event_loop, status, engine, events }
+    pub fn new(event_loop: Loop, own: Own, engine: Arc<OnceLock<Arc<Engine>>>, events: Arc<Hub>) -> Self {
+        Self { event_loop, own, unlocking: Mutex::default(), engine, events }
     }
 
     /// Looks at the decisions, if there are any.
@@ -81,10 +101,12 @@ fn ended(error: LoopEnded) -> ApiError {
 
 fn membership_error(error: &MembershipError) -> ApiError {
     match error {
-        // Docker answers both with 503.
-        MembershipError::Member | MembershipError::NotMember | MembershipError::Manager => {
+        // Docker answers these with 503.
+        MembershipError::Member | MembershipError::NotMember | MembershipError::Manager | MembershipError::Locked => {
             ApiError::unavailable(error.to_string())
         }
+        MembershipError::NotLocked => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+        MembershipError::WrongKey => ApiError::new(StatusCode::UNAUTHORIZED, error.to_string()),
         MembershipError::Invalid(text) => ApiError::invalid(text.clone()),
         MembershipError::Failed(text) => ApiError::internal(text.clone()),
     }
@@ -142,6 +164,7 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
         quarantined: store.quarantined().len(),
         troubles: control.troubles(),
         credential_ends,
+        credential_lasts: store.cluster().map_or(CREDENTIAL_DEFAULT, |cluster| cluster.settings.credential()),
         now: now.wall,
     })
 }
@@ -149,7 +172,7 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
 #[async_trait]
 impl Backend for NodeBackend {
     fn node(&self) -> NodeStatus {
-        self.status.clone()
+        self.own.status.clone()
     }
 
     fn events(&self) -> Arc<Hub> {
@@ -185,12 +208,34 @@ impl Backend for NodeBackend {
         self.event_loop.ask(|reply| Command::Holds { id, data, reply }).await.map_err(write_ended)?
     }
 
-    async fn init(&self) -> Result<(), ApiError> {
-        self.change(|reply| Command::Init { reply }).await
+    fn listen(&self) -> SocketAddr {
+        self.own.listen
     }
 
-    async fn join(&self, seeds: Vec<String>, token: String) -> Result<(), ApiError> {
-        self.change(|reply| Command::Join { seeds, token, reply }).await
+    fn is_locked(&self) -> bool {
+        self.own.is_locked.load(Ordering::Relaxed)
+    }
+
+    async fn init(&self, settings: ClusterSettings, availability: Availability) -> Result<(), ApiError> {
+        self.change(|reply| Command::Init { settings, availability, reply }).await
+    }
+
+    async fn join(&self, seeds: Vec<String>, token: String, availability: Availability) -> Result<(), ApiError> {
+        self.change(|reply| Command::Join { seeds, token, availability, reply }).await
+    }
+
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        let mut next = self.unlocking.lock().await;
+        if let Some(next) = *next {
+            tokio::time::sleep_until(next).await;
+        }
+        // Noted before it is known what comes of it: whoever hangs up is counted, too.
+        *next = Some(Instant::now() + UNLOCK_PAUSE);
+        self.change(|reply| Command::Unlock { key, reply }).await
+    }
+
+    async fn unlock_key(&self) -> Result<Option<Zeroizing<String>>, ApiError> {
+        Ok(self.event_loop.ask(|reply| Command::UnlockKey { reply }).await.map_err(ended)??)
     }
 
     async fn leave(&self, force: bool) -> Result<(), ApiError> {

@@ -1,6 +1,8 @@
 //! How the API and other tasks of the daemon reach the event loop.
 
 use shoal_control::core::Control;
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{Now, ObjectId};
 use tokio::sync::{mpsc, oneshot};
@@ -8,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::shells::Shells;
 use crate::api::Rotation;
+use crate::identity::UnlockKey;
 
 /// Commands that may wait for the event loop; whoever comes after waits to be let in.
 pub const COMMANDS_MAX: usize = 256;
@@ -28,6 +31,10 @@ pub enum Command {
     },
     /// Makes a new cluster.
     Init {
+        /// What users set for it.
+        settings: ClusterSettings,
+        /// Whether this node is to take tasks.
+        availability: Availability,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), MembershipError>>,
     },
@@ -37,6 +44,8 @@ pub enum Command {
         seeds: Vec<String>,
         /// The token.
         token: String,
+        /// Whether this node is to take tasks.
+        availability: Availability,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), MembershipError>>,
     },
@@ -46,6 +55,18 @@ pub enum Command {
         force: bool,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), MembershipError>>,
+    },
+    /// Opens this node's keys, which are sealed on its disk, and comes back as the manager that it is.
+    Unlock {
+        /// The unlock key.
+        key: UnlockKey,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), MembershipError>>,
+    },
+    /// Returns the unlock key; `None` while managers are not locked.
+    UnlockKey {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Option<Zeroizing<String>>, WriteError>>,
     },
     /// Returns the shells that the API uses directly; `None` while the node is in no cluster.
     Shells {
@@ -75,7 +96,7 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<bool, WriteError>>,
     },
-    /// Replaces join tokens or all keys of the cluster.
+    /// Replaces join tokens, the unlock key or all keys of the cluster, or changes its settings.
     Rotate {
         /// What.
         what: Rotation,
@@ -112,6 +133,15 @@ pub enum MembershipError {
          this message."
     )]
     Manager,
+    /// Its keys are locked on its disk, and it was not told to leave all the same. Source: Docker Engine, the same words.
+    #[error("Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")]
+    Locked,
+    /// There is nothing to unlock. Source: Docker Engine, the same words.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// The unlock key is another one. Source: Docker Engine, the same words.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongKey,
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),

@@ -1,12 +1,13 @@
 //! What a manager does with the cluster's secrets: shows and replaces them, admits nodes, issues credentials.
 
-use shoal_control::core::Trust;
+use shoal_control::core::{Relocking, Trust};
 use shoal_control::renewal::Source;
 use shoal_protocol::NodeId;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::ClusterObject;
 use shoal_protocol::write::{Write, WriteError, Written};
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 use super::clock;
 use super::command::Tokens;
@@ -57,7 +58,13 @@ impl Member {
         Ok(Tokens { worker: token(Role::Worker), manager: token(Role::Manager) })
     }
 
-    /// Replaces what a user wants to have replaced; all keys together a moment later.
+    /// Returns the unlock key, if managers are to be locked.
+    pub(super) fn unlock_key(&self) -> Result<Option<Zeroizing<String>>, WriteError> {
+        let ((secrets, _), (_, cluster)) = (self.secrets()?, self.managers_key()?);
+        Ok(secrets.lock(cluster).map(|lock| lock.key.to_text()))
+    }
+
+    /// Replaces and changes what a user wants; all keys together a moment later.
     pub(super) fn rotate(
         &mut self,
         what: &Rotation,
@@ -74,13 +81,28 @@ impl Member {
 
     fn rotated(&self, what: &Rotation, version: u64) -> Result<ClusterObject, WriteError> {
         let (key, cluster) = self.managers_key()?;
+        let settings = what.settings.clone().unwrap_or_else(|| cluster.settings.clone());
+        let relocking = Relocking::of(cluster.settings.auto_lock, settings.auto_lock, what.unlock_key)?;
+        let rotate = cluster.rotate || what.keys;
+        let mut changed = ClusterObject { index: version, settings, rotate, ..cluster.clone() };
+        if what.tokens.is_empty() && relocking == Relocking::Keep {
+            return Ok(changed);
+        }
         let (mut secrets, _) = self.secrets()?;
         let failed = |error: IdentityError| WriteError::Storage(error.to_string());
         for role in &what.tokens {
             secrets.rotate(*role).map_err(failed)?;
         }
-        let sealed = secrets.seal(&key, cluster.id).map_err(failed)?;
-        Ok(ClusterObject { index: version, sealed, rotate: cluster.rotate || what.keys, ..cluster.clone() })
+        match relocking {
+            Relocking::Keep => {}
+            Relocking::Drop => secrets.unlock(),
+            Relocking::Replace => {
+                secrets.relock().map_err(failed)?;
+                changed.lock += 1;
+            }
+        }
+        changed.sealed = secrets.seal(&key, cluster.id).map_err(failed)?;
+        Ok(changed)
     }
 
     /// Makes the cluster's next edition and asks for it to be written. The key is sealed to the managers that are linked; others
@@ -140,7 +162,7 @@ impl Member {
                 let _ = reply.send(Err(JoinRefusal::Banned));
             }
             Ok(role) => {
-                let write = Write::AdmitNode { id: request.node, role };
+                let write = Write::AdmitNode { id: request.node, role, availability: request.availability };
                 self.request(write, Waiting::Join { request, role, reply });
             }
             Err(refusal) => {
@@ -153,16 +175,18 @@ impl Member {
     pub(super) fn admitted(&self, request: &JoinRequest, role: Role, index: u64) -> Result<JoinReply, JoinRefusal> {
         let unavailable = |error: String| JoinRefusal::Unavailable(error);
         let (secrets, root) = self.secrets().map_err(|error| unavailable(error.to_string()))?;
+        let (key, cluster) = self.managers_key().map_err(|error| unavailable(error.to_string()))?;
         let granted = RoleGrant { role, index, edition: root.edition() };
+        let valid = (clock::now().wall, cluster.settings.credential());
         let credential = secrets
-            .issue(&root, &request.public_key, granted, clock::now().wall)
+            .issue(&root, &request.public_key, granted, valid)
             .map_err(|error| unavailable(error.to_string()))?;
         // It was just admitted as a manager, and so is noted as one that has the key.
-        let manager_key = match role {
-            Role::Manager => Some(self.managers_key().map_err(|error| unavailable(error.to_string()))?.0),
-            Role::Worker => None,
+        let (manager_key, lock) = match role {
+            Role::Manager => (Some(key), secrets.lock(cluster)),
+            Role::Worker => (None, None),
         };
-        let membership = Membership { root_pem: root.pem().to_owned(), credential, granted, manager_key };
+        let membership = Membership { root_pem: root.pem().to_owned(), credential, granted, manager_key, lock };
         let own = (self.control.me(), self.swarm.advertise_address());
         let others = self.swarm.peers().into_iter().map(|peer| (peer.node, peer.address));
         let peers = std::iter::once(own).chain(others).take(JOIN_PEERS_MAX).collect();
@@ -172,7 +196,9 @@ impl Member {
     /// Renews this node's own credential if it is time to.
     pub(super) fn renew_if_due(&mut self) {
         let now = clock::now();
-        if !self.renewing.is_due(self.control.is_outdated(), now.time) {
+        let lock = self.control.wanted_lock();
+        let is_locked_right = self.membership.lock.as_ref().map(|lock| lock.number) == lock;
+        if !self.renewing.is_due(self.control.is_outdated() || !is_locked_right, now.time) {
             return;
         }
         let role = self.control.wanted_role();
@@ -187,7 +213,8 @@ impl Member {
             Some(Source::Manager(manager)) => Issuer::Manager(manager),
             Some(Source::Itself) => Issuer::Itself(self.renew(self.control.me(), &self.renewing.key.public_key())),
         };
-        self.renewing.begin(self.swarm.clone(), Wanted { role, root }, issuer, now.wall);
+        let wanted = Wanted { role, root, lock, present: self.membership.lock.clone() };
+        self.renewing.begin(self.swarm.clone(), wanted, issuer, now.wall);
     }
 
     /// Returns the root that is to sign this node's credential.
@@ -205,17 +232,18 @@ impl Member {
         let (secrets, root) = self.secrets().map_err(|error| error.to_string())?;
         let granted = RoleGrant { role: spec.role, index: record.index, edition: root.edition() };
         let may_have_key = node == self.control.me() || self.control.may_have_key(node);
-        let manager_key = match granted.role {
-            Role::Worker => None,
-            Role::Manager if may_have_key => Some(self.managers_key().map_err(|error| error.to_string())?.0),
+        let (key, cluster) = self.managers_key().map_err(|error| error.to_string())?;
+        let (manager_key, lock) = match granted.role {
+            Role::Worker => (None, None),
+            Role::Manager if may_have_key => (Some(key), secrets.lock(cluster)),
             Role::Manager => {
                 return Err(
                     "the asked manager does not know yet that this node is to have the managers' key".to_owned()
                 );
             }
         };
-        let credential =
-            secrets.issue(&root, public_key, granted, clock::now().wall).map_err(|error| error.to_string())?;
-        Ok(Renewed { credential, manager_key })
+        let valid = (clock::now().wall, cluster.settings.credential());
+        let credential = secrets.issue(&root, public_key, granted, valid).map_err(|error| error.to_string())?;
+        Ok(Renewed { credential, manager_key, lock })
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::{InvalidToken, JoinToken};
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,6 +31,8 @@ type Reply = oneshot::Sender<Result<(), MembershipError>>;
 struct Attempt {
     seeds: Vec<String>,
     token: JoinToken,
+    /// Whether the node is to take tasks; if it is a member already, that stays as it is.
+    availability: Availability,
     /// What the node has from the time before its credential ended.
     stored: Option<Arc<Stored>>,
     /// Whether to try until it succeeds.
@@ -65,16 +68,16 @@ impl Daemon {
     /// Begins to join for a user who waits for the result.
     pub(super) fn join_for(
         &mut self,
-        seeds: Vec<String>,
-        token: &str,
+        (seeds, token, availability): (Vec<String>, &str, Availability),
         reply: Reply,
     ) -> Result<(), (Reply, MembershipError)> {
-        if self.member.is_some() || self.joining.is_some() {
+        if self.member.is_some() || self.joining.is_some() || self.locked.is_locked() {
             return Err((reply, MembershipError::Member));
         }
         match token.parse::<JoinToken>() {
             Ok(token) => {
-                self.try_to_join(Attempt { seeds, token, stored: None, again: false }, Some(reply), Duration::ZERO);
+                let attempt = Attempt { seeds, token, availability, stored: None, again: false };
+                self.try_to_join(attempt, Some(reply), Duration::ZERO);
                 Ok(())
             }
             Err(error) => Err((reply, MembershipError::Invalid(error.to_string()))),
@@ -85,7 +88,8 @@ impl Daemon {
     /// `stored` it comes back as the member that it was.
     pub(super) fn join(&mut self, token: &str, stored: Option<Stored>) -> Result<(), InvalidToken> {
         let (seeds, token) = (self.config.join.clone(), token.parse()?);
-        self.try_to_join(Attempt { seeds, token, stored: stored.map(Arc::new), again: true }, None, Duration::ZERO);
+        let (availability, stored) = (Availability::Active, stored.map(Arc::new));
+        self.try_to_join(Attempt { seeds, token, availability, stored, again: true }, None, Duration::ZERO);
         Ok(())
     }
 
@@ -98,7 +102,7 @@ impl Daemon {
             let (events, receiver) = mpsc::channel(EVENTS_MAX);
             let config = SwarmConfig { key: key.clone(), listen, advertise, membership: None, clock: wall };
             let outcome = match swarm::spawn(config, events).await {
-                Ok(handle) => match handle.join(&attempt.seeds, &attempt.token).await {
+                Ok(handle) => match handle.join(&attempt.seeds, &attempt.token, attempt.availability).await {
                     Ok(joined) => Ok((handle, receiver, joined)),
                     Err(error) => {
                         handle.shutdown().await;
@@ -204,8 +208,8 @@ mod tests {
 
     /// A worker as it was on disk after its credential had been made at `made`.
     fn stored(key: &NodeKey, made: WallTime) -> Stored {
-        let (membership, cluster) = create_cluster(key, made).unwrap();
-        let (records, leases) = bootstrap::first_document(key.node_id(), cluster, made).unwrap();
+        let (membership, cluster) = create_cluster(key, &Default::default(), made).unwrap();
+        let (records, leases) = bootstrap::first_document(key.node_id(), Availability::Active, cluster, made).unwrap();
         let addresses = [(OTHER, BTreeSet::from([address(1)]))].into();
         let membership = Membership { manager_key: None, ..membership };
         Stored { key: key.clone(), membership, records, leases: Some(leases), addresses }
@@ -227,7 +231,7 @@ mod tests {
         assert_eq!((start.records, start.leases), (stored.records.clone(), stored.leases.clone()));
         assert!(start.restarted, "it may have granted leases that still run");
         assert_eq!(start.addresses[&OTHER], BTreeSet::from([address(1), address(2)]));
-        let (foreign, _) = create_cluster(&key, WallTime(0)).unwrap();
+        let (foreign, _) = create_cluster(&key, &Default::default(), WallTime(0)).unwrap();
         assert!(matches!(begin(&foreign), Err(MembershipError::Invalid(_))), "nothing of it goes to another cluster");
     }
 
@@ -236,7 +240,7 @@ mod tests {
         let key = NodeKey::generate();
         assert!(stored(&key, WallTime(0)).needs_token().unwrap());
         assert!(!stored(&key, wall()).needs_token().unwrap());
-        let (manager, _) = create_cluster(&key, WallTime(0)).unwrap();
+        let (manager, _) = create_cluster(&key, &Default::default(), WallTime(0)).unwrap();
         assert!(!Stored { membership: manager, ..stored(&key, WallTime(0)) }.needs_token().unwrap());
     }
 }

@@ -8,9 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use shoal_control::core::{Boot, Control, Event, Faults, bootstrap};
 use shoal_control::lease;
+use shoal_control::renewal::Validity;
 use shoal_protocol::codec;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::WriteError;
@@ -24,12 +27,12 @@ use super::member::{EVENTS_MAX, Member};
 use super::renewing::Renewing;
 use super::reporting::Reporter;
 use super::shells::{Shells, SwarmTunnels};
-use super::{Daemon, clock, files, persist};
+use super::{Daemon, clock, files, persist, shells};
 use crate::agent::Agent;
-use crate::disk::{Batch, KnownPeer, Loaded};
+use crate::disk::{Batch, DiskError, KnownPeer, Loaded};
 use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
-use crate::identity::{IdentityError, Membership, NodeKey, create_cluster};
+use crate::identity::{AtRest, IdentityError, Membership, NodeKey, UnlockKey, create_cluster};
 use crate::ingress::{self, CONNECTIONS_MAX, Ingress, IngressConfig, IngressHandle};
 use crate::swarm::{self, Priority, SwarmConfig, SwarmEvent, SwarmHandle};
 
@@ -64,12 +67,14 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Reads what was on disk.
-    pub(super) fn read(loaded: Loaded) -> anyhow::Result<Self> {
+    /// Reads what was on disk. Keys that are sealed there need `unlock`.
+    pub(super) fn read(loaded: Loaded, unlock: Option<&UnlockKey>) -> anyhow::Result<Self> {
         let damaged = "the store of this node is damaged: move its data directory away and join the cluster again";
+        let (identity, membership) = (loaded.identity.context(damaged)?, loaded.cluster.context(damaged)?);
+        let (key, membership) = AtRest::open(&identity, &membership, unlock).context(damaged)?;
         Ok(Self {
-            key: NodeKey::from_bytes(loaded.identity.as_deref().context(damaged)?).context(damaged)?,
-            membership: Membership::from_bytes(loaded.cluster.as_deref().context(damaged)?).context(damaged)?,
+            key,
+            membership,
             records: loaded.records,
             leases: loaded.leases.as_deref().map(codec::decode).transpose().context(damaged)?,
             addresses: loaded.peers.into_iter().map(|peer| (peer.id, peer.addresses.into_iter().collect())).collect(),
@@ -78,7 +83,7 @@ impl Stored {
 
     /// Returns whether its credential has ended and nothing but a token can bring a new one: a manager signs its own.
     pub(super) fn needs_token(&self) -> anyhow::Result<bool> {
-        let expires = self.membership.expires(&self.key.public_key())?;
+        let expires = self.membership.valid(&self.key.public_key())?.expires;
         Ok(expires <= clock::now().wall && self.membership.manager_key.is_none())
     }
 }
@@ -93,16 +98,20 @@ pub(super) fn no_cluster() -> WriteError {
 
 impl Daemon {
     /// Makes a new cluster with this node as its first manager.
-    pub(super) async fn init(&mut self) -> Result<(), MembershipError> {
-        if self.member.is_some() || self.joining.is_some() {
+    pub(super) async fn init(
+        &mut self,
+        settings: ClusterSettings,
+        availability: Availability,
+    ) -> Result<(), MembershipError> {
+        if self.member.is_some() || self.joining.is_some() || self.locked.is_locked() {
             return Err(MembershipError::Member);
         }
         let failed = |error: anyhow::Error| MembershipError::Failed(format!("{error:#}"));
         let wall = clock::now().wall;
         let key = NodeKey::generate();
         let (membership, cluster) =
-            create_cluster(&key, wall).map_err(|error| MembershipError::Failed(error.to_string()))?;
-        let (records, leases) = bootstrap::first_document(key.node_id(), cluster, wall)
+            create_cluster(&key, &settings, wall).map_err(|error| MembershipError::Failed(error.to_string()))?;
+        let (records, leases) = bootstrap::first_document(key.node_id(), availability, cluster, wall)
             .map_err(|error| MembershipError::Failed(error.to_string()))?;
         let start = Start {
             key,
@@ -144,13 +153,13 @@ impl Daemon {
         let found = driver.list().await.context("failed to list this node's containers")?;
 
         let public_key = start.key.public_key();
-        let expires = end_of_credential(&start.membership, &public_key)?;
+        let valid = validity(&start.membership, &public_key)?;
         let (swarm, swarm_events) = self.open_swarm(start.key.clone(), &start.membership, start.swarm).await?;
         let (gossip, gossip_events) = self.start_gossip(node, cluster, &start.addresses, &swarm).await?;
         let seed = self.incarnation ^ node.0 as u64 ^ clock::now().wall.0;
         let finder =
             Finder::start(&self.config, (node, cluster), swarm.clone(), start.seeds, (seed, clock::now().time));
-        let renewing = Renewing::start(start.key, expires, self.disk.clone(), seed, clock::now().time);
+        let renewing = Renewing::start(start.key, valid, self.disk.clone(), seed, clock::now().time);
         let ingress = self.start_ingress(node, seed, &swarm);
         let (reports, driver_reports) = mpsc::channel(EVENTS_MAX);
         let (files, file_asks) = files::start(node, swarm.clone());
@@ -206,7 +215,11 @@ impl Daemon {
     }
 
     /// Opens what runs the containers and remembers what `auto` chose.
-    async fn open_driver(&mut self, node: NodeId, cluster: ClusterId) -> anyhow::Result<Arc<dyn driver::Driver>> {
+    pub(super) async fn open_driver(
+        &mut self,
+        node: NodeId,
+        cluster: ClusterId,
+    ) -> anyhow::Result<Arc<dyn driver::Driver>> {
         let opened = choice::open(&self.config, &self.hostname(), &self.settings, node, cluster).await?;
         if let Some(chosen) = opened.chosen {
             self.settings.insert(choice::SETTING.to_owned(), chosen.to_owned());
@@ -281,10 +294,13 @@ impl Daemon {
             .addresses
             .iter()
             .map(|(id, addresses)| KnownPeer { id: *id, addresses: addresses.iter().copied().collect() });
+        let AtRest { identity, membership } = AtRest::of(&start.key, &start.membership)?;
         let batch = Batch {
             forget_cluster: true,
-            identity: Some(start.key.to_bytes().to_vec()),
-            cluster: Some(start.membership.to_bytes()?.to_vec()),
+            // Whoever comes back with a token may have had its keys in the clear.
+            scrub: start.membership.lock.is_some(),
+            identity: Some(identity),
+            cluster: Some(membership),
             records: start.records.clone(),
             leases,
             peers: Some(peers.collect()),
@@ -310,7 +326,7 @@ impl Daemon {
 
     /// Leaves the cluster because a user wants it.
     pub(super) async fn leave(&mut self, force: bool) -> Result<(), MembershipError> {
-        let Some(member) = &mut self.member else { return Err(MembershipError::NotMember) };
+        let Some(member) = &mut self.member else { return self.leave_locked(force).await };
         if member.membership.role() == Role::Manager && !force {
             return Err(MembershipError::Manager);
         }
@@ -326,27 +342,39 @@ impl Daemon {
     pub(super) async fn end_membership(&mut self) {
         let Some(mut member) = self.member.take() else { return };
         member.ingress.apply(BTreeMap::new(), BTreeMap::new());
-        if tokio::time::timeout(STOP_ALL_TIMEOUT, member.shells.stop_all()).await.is_err() {
-            tracing::error!("some tasks did not end in time; their containers are left to the engine");
-        }
+        stop_all(&member.shells.driver).await;
         member.close().await;
+        if let Err(error) = self.forget().await {
+            tracing::error!(%error, "failed to forget the cluster on disk");
+        }
+    }
+
+    /// Forgets the cluster on disk.
+    pub(super) async fn forget(&mut self) -> Result<(), DiskError> {
         self.settings.insert(SEEDS.to_owned(), String::new());
         let settings = self.settings.clone();
         let batch = Batch { forget_cluster: true, identity: Some(Vec::new()), settings, ..Batch::default() };
-        if let Err(error) = self.disk.write(batch).await {
-            tracing::error!(%error, "failed to forget the cluster on disk");
-        }
+        self.disk.write(batch).await?;
         let _ = std::fs::remove_file(self.config.data_dir.join("node-id"));
+        Ok(())
     }
 }
 
-/// Returns when a node's credential ends; says so if it has ended.
-fn end_of_credential(membership: &Membership, public_key: &[u8; 32]) -> Result<WallTime, IdentityError> {
-    let expires = membership.expires(public_key)?;
+/// Stops and removes every container of a node, as far as it can be done in time.
+pub(super) async fn stop_all(driver: &Arc<dyn driver::Driver>) {
+    if tokio::time::timeout(STOP_ALL_TIMEOUT, shells::stop_all(driver)).await.is_err() {
+        tracing::error!("some tasks did not end in time; their containers are left to the engine");
+    }
+}
+
+/// Returns from when until when a node's credential is valid; says so if it has ended.
+fn validity(membership: &Membership, public_key: &[u8; 32]) -> Result<Validity, IdentityError> {
+    let valid = membership.valid(public_key)?;
+    let expires = valid.expires;
     if expires <= clock::now().wall {
         tracing::error!(%expires, "this node's credential has ended: unless it is a manager, which renews its own, it must be started with --join and --token");
     }
-    Ok(expires)
+    Ok(valid)
 }
 
 /// Carries gossip to the nodes that it is for, as long as they are linked.

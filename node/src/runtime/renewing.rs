@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shoal_control::renewal::{Renewal, Source};
+use shoal_control::renewal::{Renewal, Source, Validity};
 use shoal_protocol::token::Role;
 use shoal_protocol::{NodeId, Now, Time, WallTime};
 use tokio::sync::mpsc;
 
 use crate::disk::{Batch, Disk, DiskError};
-use crate::identity::{IdentityError, Membership, NodeKey, Root};
+use crate::identity::{AtRest, IdentityError, Lock, Membership, NodeKey, Root};
 use crate::swarm::{RenewError, Renewed, SwarmError, SwarmHandle};
 
 /// Why a credential was not renewed. The present one stays in use.
@@ -34,6 +34,9 @@ pub(super) enum RenewalError {
     /// It gave a manager no key.
     #[error("the new credential is a manager's but comes without the managers' key")]
     NoKey,
+    /// It came with another unlock key than this node knows of: one of the two lags behind.
+    #[error("the new credential comes with another unlock key than the cluster's present one")]
+    Lock,
     /// It could not be stored.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -43,7 +46,7 @@ pub(super) enum RenewalError {
 }
 
 /// What came of an attempt.
-pub(super) type Outcome = Result<(Membership, WallTime), RenewalError>;
+pub(super) type Outcome = Result<(Membership, Validity), RenewalError>;
 
 /// The state of this node's credential.
 pub(super) struct Renewing {
@@ -57,11 +60,11 @@ pub(super) struct Renewing {
 }
 
 impl Renewing {
-    pub(super) fn start(key: NodeKey, expires: WallTime, disk: Disk, seed: u64, now: Time) -> Self {
+    pub(super) fn start(key: NodeKey, valid: Validity, disk: Disk, seed: u64, now: Time) -> Self {
         // One attempt is under way at a time.
         let (sender, results) = mpsc::channel(1);
-        let decisions = Renewal::new(expires, seed, now);
-        Self { decisions, key, disk, results, sender, expires: Arc::new(AtomicU64::new(expires.0)) }
+        let decisions = Renewal::new(valid, seed, now);
+        Self { decisions, key, disk, results, sender, expires: Arc::new(AtomicU64::new(valid.expires.0)) }
     }
 
     pub(super) fn expires(&self) -> Arc<AtomicU64> {
@@ -94,9 +97,9 @@ impl Renewing {
 
     /// Gets the credential that is wanted and stores it, beside the event loop.
     pub(super) fn begin(&self, swarm: SwarmHandle, wanted: Wanted, from: Issuer, wall: WallTime) {
-        let (sender, disk, public_key) = (self.sender.clone(), self.disk.clone(), self.key.public_key());
+        let (sender, disk, key) = (self.sender.clone(), self.disk.clone(), self.key.clone());
         tokio::spawn(async move {
-            let renewed = obtain(&swarm, &disk, wanted, &public_key, from, wall).await;
+            let renewed = obtain(&swarm, &disk, wanted, &key, from, wall).await;
             // The membership may have ended meanwhile.
             let _ = sender.send(renewed).await;
         });
@@ -105,10 +108,10 @@ impl Renewing {
     /// Notes what came of an attempt; returns the membership to use from now on.
     pub(super) fn ended(&mut self, renewed: Outcome, now: Time) -> Option<Membership> {
         match renewed {
-            Ok((membership, expires)) => {
-                tracing::info!(%expires, "this node has a new credential");
-                self.expires.store(expires.0, Ordering::Relaxed);
-                self.decisions.renewed(expires, now);
+            Ok((membership, valid)) => {
+                tracing::info!(expires = %valid.expires, "this node has a new credential");
+                self.expires.store(valid.expires.0, Ordering::Relaxed);
+                self.decisions.renewed(valid, now);
                 Some(membership)
             }
             Err(error) => {
@@ -127,6 +130,10 @@ pub(super) struct Wanted {
     pub(super) role: Role,
     /// By this root.
     pub(super) root: Root,
+    /// With this unlock key on a manager's disk, if with any.
+    pub(super) lock: Option<u64>,
+    /// What this node's keys are sealed with on its disk at present.
+    pub(super) present: Option<Lock>,
 }
 
 /// Who gives the credential.
@@ -141,28 +148,42 @@ async fn obtain(
     swarm: &SwarmHandle,
     disk: &Disk,
     wanted: Wanted,
-    public_key: &[u8; 32],
+    key: &NodeKey,
     from: Issuer,
     wall: WallTime,
 ) -> Outcome {
-    let Wanted { role, root } = wanted;
-    let Renewed { credential, manager_key } = match from {
+    let Wanted { role, root, lock: wanted_lock, present } = wanted;
+    let Renewed { credential, manager_key, lock } = match from {
         Issuer::Itself(signed) => signed.map_err(RenewalError::Unsigned)?,
         Issuer::Manager(manager) => swarm.renew(manager).await?,
     };
     // Whoever is no manager any more keeps nothing of one.
-    let manager_key = manager_key.filter(|_| role == Role::Manager);
+    let (manager_key, lock) = if role == Role::Manager { (manager_key, lock) } else { (None, None) };
     if role == Role::Manager && manager_key.is_none() {
         return Err(RenewalError::NoKey);
     }
-    let verified = root.verify(&credential, public_key, wall).map_err(IdentityError::from)?;
+    let verified = root.verify(&credential, &key.public_key(), wall).map_err(IdentityError::from)?;
     if verified.granted.role != role {
         return Err(RenewalError::Role(verified.granted.role));
     }
-    let renewed = Membership { root_pem: root.pem().to_owned(), credential, granted: verified.granted, manager_key };
-    disk.write(Batch { cluster: Some(renewed.to_bytes()?.to_vec()), ..Batch::default() }).await?;
+    if lock.as_ref().map(|lock| lock.number) != wanted_lock {
+        return Err(RenewalError::Lock);
+    }
+    let relocks = lock != present;
+    let renewed =
+        Membership { root_pem: root.pem().to_owned(), credential, granted: verified.granted, manager_key, lock };
+    let AtRest { identity, membership } = AtRest::of(key, &renewed)?;
+    let identity = relocks.then_some(identity);
+    // What was in the clear before, or sealed with a key that somebody else may have by now, must not be left there.
+    disk.write(Batch { identity, cluster: Some(membership), scrub: relocks, ..Batch::default() }).await?;
+    if relocks {
+        match &renewed.lock {
+            Some(lock) => tracing::info!(unlock_key = lock.number, "this node's keys are sealed on its disk"),
+            None => tracing::info!("this node's keys are not sealed on its disk any more"),
+        }
+    }
     swarm.set_membership(Some(renewed.clone()))?;
-    Ok((renewed, verified.expires))
+    Ok((renewed, verified.valid))
 }
 
 #[cfg(test)]
@@ -170,6 +191,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
     use std::time::Duration;
 
+    use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
     use shoal_protocol::token::RoleGrant;
 
     use super::*;
@@ -185,6 +207,10 @@ mod tests {
 
     fn wall() -> WallTime {
         WallTime(CLOCK.load(Ordering::SeqCst))
+    }
+
+    fn wanted(role: Role, present: &Membership) -> Wanted {
+        Wanted { role, root: present.root().unwrap(), lock: None, present: present.lock.clone() }
     }
 
     async fn start(key: &NodeKey, membership: Membership) -> (SwarmHandle, mpsc::Receiver<SwarmEvent>) {
@@ -203,11 +229,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_worker_gets_stores_and_uses_a_new_credential() {
         let (manager_key, worker_key) = (NodeKey::generate(), NodeKey::generate());
-        let (of_manager, cluster) = create_cluster(&manager_key, START).unwrap();
+        let (of_manager, cluster) = create_cluster(&manager_key, &Default::default(), START).unwrap();
         let root = of_manager.root().unwrap();
         let opened = ClusterSecrets::open(&cluster.sealed, of_manager.manager_key.as_ref().unwrap(), cluster.id);
         let secrets = opened.unwrap();
-        let issue = move |key: &[u8; 32], role| secrets.issue(&root, key, RoleGrant::first(role), wall()).unwrap();
+        let issue = move |key: &[u8; 32], role| {
+            secrets.issue(&root, key, RoleGrant::first(role), (wall(), CREDENTIAL_DEFAULT)).unwrap()
+        };
         let of_worker = Membership {
             credential: issue(&worker_key.public_key(), Role::Worker),
             granted: RoleGrant::first(Role::Worker),
@@ -226,14 +254,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (disk, _) = disk::open(dir.path()).unwrap();
         let now = Now { time: Time(1), wall: wall() };
-        let expires = of_worker.expires(&worker_key.public_key()).unwrap();
-        let mut renewing = Renewing::start(worker_key.clone(), expires, disk.clone(), 7, now.time);
+        let valid = of_worker.valid(&worker_key.public_key()).unwrap();
+        let mut renewing = Renewing::start(worker_key.clone(), valid, disk.clone(), 7, now.time);
         let managers = BTreeSet::from([manager_key.node_id()]);
         assert!(renewing.is_due(false, now.time));
         assert_eq!(renewing.due(&managers, false, now), Some(Source::Manager(manager_key.node_id())));
         renewing.begin(
             worker.clone(),
-            Wanted { role: Role::Worker, root: of_worker.root().unwrap() },
+            wanted(Role::Worker, &of_worker),
             Issuer::Manager(manager_key.node_id()),
             now.wall,
         );
@@ -241,7 +269,7 @@ mod tests {
             loop {
                 if let SwarmEvent::Renew { public_key, reply, .. } = manager_events.recv().await.unwrap() {
                     let credential = issue(&public_key, Role::Worker);
-                    return reply.send(Ok(Renewed { credential, manager_key: None })).unwrap();
+                    return reply.send(Ok(Renewed { credential, manager_key: None, lock: None })).unwrap();
                 }
             }
         };
@@ -277,20 +305,67 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_credential_that_does_not_fit_changes_nothing() {
         let key = NodeKey::generate();
-        let (membership, _) = create_cluster(&key, wall()).unwrap();
+        let (membership, _) = create_cluster(&key, &Default::default(), wall()).unwrap();
         let (swarm, _events) = start(&key, membership.clone()).await;
         let dir = tempfile::tempdir().unwrap();
         let (disk, _) = disk::open(dir.path()).unwrap();
         for from in [
             Issuer::Itself(Err("no key".to_owned())),
-            Issuer::Itself(Ok(Renewed { credential: vec![1, 2, 3], manager_key: None })),
+            Issuer::Itself(Ok(Renewed { credential: vec![1, 2, 3], manager_key: None, lock: None })),
             Issuer::Manager(NodeId(9)),
         ] {
-            let wanted = Wanted { role: Role::Manager, root: membership.root().unwrap() };
-            let renewed = obtain(&swarm, &disk, wanted, &key.public_key(), from, wall()).await;
+            let renewed = obtain(&swarm, &disk, wanted(Role::Manager, &membership), &key, from, wall()).await;
             assert!(renewed.is_err());
         }
         disk.close().await;
         assert_eq!(disk::open(dir.path()).unwrap().1.cluster, None);
+    }
+
+    /// Keys are sealed, sealed anew and opened with the credential that comes with it, and never half.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn keys_on_disk_follow_the_lock() {
+        let key = NodeKey::generate();
+        let settings = ClusterSettings { auto_lock: true, ..Default::default() };
+        let (locked, cluster) = create_cluster(&key, &settings, wall()).unwrap();
+        let (manager_key, first) = (locked.manager_key.clone().unwrap(), locked.lock.clone().unwrap());
+        let mut secrets = ClusterSecrets::open(&cluster.sealed, &manager_key, cluster.id).unwrap();
+        secrets.relock().unwrap();
+        let second = Lock { number: 2, ..secrets.lock(&cluster).unwrap() };
+        let (swarm, _events) = start(&key, locked.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _) = disk::open(dir.path()).unwrap();
+        let mut present = Membership { lock: None, ..locked.clone() };
+        let shows = |secret: &[u8]| {
+            let files = std::fs::read_dir(dir.path()).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+            files.into_iter().any(|bytes| bytes.windows(secret.len()).any(|window| window == secret))
+        };
+        let private = key.to_bytes()[..32].to_vec();
+        for (wanted_lock, given) in [
+            (Some(1), Some(&first)),
+            (Some(2), Some(&second)),
+            (Some(3), Some(&second)),
+            (None, Some(&second)),
+            (None, None),
+            (Some(2), Some(&second)),
+        ] {
+            let wanted = Wanted { lock: wanted_lock, ..wanted(Role::Manager, &present) };
+            let renewed = Renewed {
+                credential: locked.credential.clone(),
+                manager_key: Some(manager_key.clone()),
+                lock: given.cloned(),
+            };
+            let outcome = obtain(&swarm, &disk, wanted, &key, Issuer::Itself(Ok(renewed)), wall()).await;
+            let fits = wanted_lock == given.map(|lock| lock.number);
+            assert_eq!(outcome.is_ok(), fits, "{wanted_lock:?}: {:?}", outcome.as_ref().err());
+            if let Ok((membership, _)) = outcome {
+                present = membership;
+            }
+            assert_eq!(shows(&private), present.lock.is_none(), "{wanted_lock:?}");
+        }
+        disk.close().await;
+        let (_, loaded) = disk::open(dir.path()).unwrap();
+        let (identity, membership) = (loaded.identity.unwrap(), loaded.cluster.unwrap());
+        assert!(AtRest::open(&identity, &membership, Some(&first.key)).is_err(), "the former key opens nothing");
+        assert_eq!(AtRest::open(&identity, &membership, Some(&second.key)).unwrap().1, present);
     }
 }

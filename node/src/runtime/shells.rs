@@ -33,31 +33,31 @@ impl Shells {
     ) -> Self {
         Self { node, driver, swarm, credential_ends }
     }
+}
 
-    /// Stops and removes every container of this node.
-    pub(super) async fn stop_all(&self) {
-        let found = match self.driver.list().await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(%error, "failed to list this node's containers");
-                return;
-            }
-        };
-        let ends = found.into_iter().map(|found| {
-            let driver = self.driver.clone();
-            async move {
-                if let Err(error) = driver.stop(found.task).await {
-                    tracing::warn!(task = %found.task, %error, "failed to stop a task");
-                }
-                if let Err(error) = driver.remove(found.task).await {
-                    tracing::warn!(task = %found.task, %error, "failed to remove a container");
-                }
-            }
-        });
-        futures::future::join_all(ends).await;
-        if let Err(error) = self.driver.close().await {
-            tracing::warn!(%error, "failed to remove what the driver set up on this machine");
+/// Stops and removes every container of a node.
+pub(super) async fn stop_all(driver: &Arc<dyn Driver>) {
+    let found = match driver.list().await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "failed to list this node's containers");
+            return;
         }
+    };
+    let ends = found.into_iter().map(|found| {
+        let driver = driver.clone();
+        async move {
+            if let Err(error) = driver.stop(found.task).await {
+                tracing::warn!(task = %found.task, %error, "failed to stop a task");
+            }
+            if let Err(error) = driver.remove(found.task).await {
+                tracing::warn!(task = %found.task, %error, "failed to remove a container");
+            }
+        }
+    });
+    futures::future::join_all(ends).await;
+    if let Err(error) = driver.close().await {
+        tracing::warn!(%error, "failed to remove what the driver set up on this machine");
     }
 }
 

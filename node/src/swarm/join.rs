@@ -11,6 +11,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 use shoal_protocol::NodeId;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::{JoinToken, Role};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -102,7 +103,12 @@ impl SwarmHandle {
     ///
     /// The reply was verified: its credential is valid for this node's key under the root that the token names. It is the
     /// caller's to keep it and to call [`SwarmHandle::set_membership`].
-    pub async fn join(&self, seeds: &[String], token: &JoinToken) -> Result<JoinReply, JoinError> {
+    pub async fn join(
+        &self,
+        seeds: &[String],
+        token: &JoinToken,
+        availability: Availability,
+    ) -> Result<JoinReply, JoinError> {
         let mut last = JoinError::NoSeeds;
         let mut queue = VecDeque::new();
         for seed in seeds {
@@ -116,7 +122,7 @@ impl SwarmHandle {
             if asked.len() >= ASKED_MAX || !asked.insert(address) {
                 continue;
             }
-            match self.ask(address, token).await {
+            match self.ask(address, token, availability).await {
                 Ok(Answer::Admitted(reply)) => return Ok(reply),
                 Ok(Answer::Managers(managers)) => {
                     if managers.is_empty() {
@@ -162,10 +168,15 @@ impl SwarmHandle {
         }
     }
 
-    async fn ask(&self, address: SocketAddr, token: &JoinToken) -> Result<Answer, JoinError> {
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        token: &JoinToken,
+        availability: Availability,
+    ) -> Result<Answer, JoinError> {
         let unreachable = |source| JoinError::Unreachable { address, source };
         let (peer, connection) = self.connect(address).await.map_err(unreachable)?;
-        let answer = self.ask_on(peer, connection, address, token).await;
+        let answer = self.ask_on((peer, connection), address, token, availability).await;
         let _ = self.commands.send(Command::Close { connection }).await;
         answer
     }
@@ -179,10 +190,10 @@ impl SwarmHandle {
 
     async fn ask_on(
         &self,
-        peer: PeerId,
-        connection: ConnectionId,
+        (peer, connection): (PeerId, ConnectionId),
         address: SocketAddr,
         token: &JoinToken,
+        availability: Availability,
     ) -> Result<Answer, JoinError> {
         let unreachable = |source| JoinError::Unreachable { address, source };
         let refused = |reason| JoinError::Refused { address, reason };
@@ -208,7 +219,8 @@ impl SwarmHandle {
             return Ok(Answer::Managers(managers.into_iter().take(MANAGERS_MAX).collect()));
         }
 
-        let ask = JoinAsk::Admit { secret: token.secret.clone(), advertise: self.shared.advertise };
+        let (secret, advertise) = (token.secret.clone(), self.shared.advertise);
+        let ask = JoinAsk::Admit { secret, advertise, availability };
         let deciding = exchange(&mut stream, &ask);
         match within(DECISION_TIMEOUT + HELLO_TIMEOUT, deciding).await.map_err(unreachable)? {
             JoinAnswer::Root { .. } => Err(untrusted("it does not keep to the protocol".into())),
@@ -267,12 +279,12 @@ pub(super) async fn serve(
     if role != Some(Role::Manager) {
         return Ok(false);
     }
-    let JoinAsk::Admit { secret, advertise } = within(HELLO_TIMEOUT, wire::read(stream)).await? else {
+    let JoinAsk::Admit { secret, advertise, availability } = within(HELLO_TIMEOUT, wire::read(stream)).await? else {
         return Err(wire::invalid("the root was asked for twice"));
     };
     let node = NodeId::from_public_key(&public_key);
     let address = reachable(advertise, source);
-    let request = JoinRequest { node, public_key, address, source: source.ip(), secret };
+    let request = JoinRequest { node, public_key, address, source: source.ip(), secret, availability };
     let decision = match shared.admission().banned.contains(&node) {
         true => Err(JoinRefusal::Banned),
         false => Ok(()),

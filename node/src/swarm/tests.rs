@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::identity::{ClusterSecrets, ManagerKey, Root, create_cluster};
+use shoal_protocol::settings::CREDENTIAL_DEFAULT;
 use shoal_protocol::token::JoinToken;
 
 /// How long anything may take on a busy machine.
@@ -18,6 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the nodes of these tests take for the present time.
 const NOW: WallTime = WallTime(1_795_398_702_000_000_000);
+
+/// How long the credentials of these tests are valid.
+const VALID: (WallTime, Duration) = (NOW, CREDENTIAL_DEFAULT);
 
 fn now() -> WallTime {
     NOW
@@ -32,7 +36,7 @@ struct TestCluster {
 
 impl TestCluster {
     fn new() -> Self {
-        let (membership, object) = create_cluster(&NodeKey::generate(), NOW).unwrap();
+        let (membership, object) = create_cluster(&NodeKey::generate(), &Default::default(), NOW).unwrap();
         let manager_key = membership.manager_key.clone().unwrap();
         let secrets = ClusterSecrets::open(&object.sealed, &manager_key, object.id).unwrap();
         Self { root: membership.root().unwrap(), secrets, manager_key }
@@ -41,9 +45,13 @@ impl TestCluster {
     fn membership_at(&self, key: &NodeKey, role: Role, at: WallTime) -> Membership {
         Membership {
             root_pem: self.root.pem().to_owned(),
-            credential: self.secrets.issue(&self.root, &key.public_key(), RoleGrant::first(role), at).unwrap(),
+            credential: self
+                .secrets
+                .issue(&self.root, &key.public_key(), RoleGrant::first(role), (at, CREDENTIAL_DEFAULT))
+                .unwrap(),
             granted: RoleGrant::first(role),
             manager_key: (role == Role::Manager).then(|| self.manager_key.clone()),
+            lock: None,
         }
     }
 

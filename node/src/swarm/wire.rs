@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_protocol::codec;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::JoinSecret;
 use shoal_protocol::{ObjectId, TaskId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -77,6 +78,8 @@ pub(super) enum JoinAsk {
         secret: JoinSecret,
         /// Where the joining node can be dialled.
         advertise: SocketAddr,
+        /// Whether it is to take tasks.
+        availability: Availability,
     },
 }
 

@@ -83,11 +83,6 @@ pub fn ingress_id(cluster: ClusterId) -> ObjectId {
     ObjectId(u128::from_le_bytes(hash[..16].try_into().expect("SHA-256 has 32 bytes")))
 }
 
-/// Returns the addresses of [`INGRESS`]: the first of the pool, as in Docker.
-pub fn ingress_block() -> Block {
-    Block::new(Subnet::new(POOL.0, POOL_PREFIX))
-}
-
 impl NetworkSpec {
     /// Reads what a user sent and refuses what is malformed, invalid or not supported.
     pub fn parse(json: &str) -> Result<Self, SpecError> {
@@ -238,7 +233,10 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let block = Block { range: Some(Subnet::new(Ipv4Addr::new(10, 0, 1, 128), 25)), ..ingress_block() };
+        let block = Block {
+            range: Some(Subnet::new(Ipv4Addr::new(10, 0, 1, 128), 25)),
+            ..Block::new(Subnet::new(POOL.0, POOL_PREFIX))
+        };
         let mut want = vec![codec::VERSION, 1, 11];
         want.extend(b"10.0.0.0/24");
         want.extend([1, 13]);

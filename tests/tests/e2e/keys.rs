@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use shoal_node::disk::{self, Loaded};
 use shoal_node::identity::{ClusterSecrets, ManagerKey, Membership, NodeKey, Root, open_secret};
 use shoal_node::swarm::{self, SwarmConfig, SwarmEvent};
+use shoal_protocol::settings::CREDENTIAL_DEFAULT;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::{ClusterObject, Value};
 use shoal_protocol::{Key, Kind};
@@ -134,8 +135,9 @@ impl Stolen {
         let secrets = ClusterSecrets::open(&cluster.sealed, &self.key, cluster.id)?;
         let root = Root::from_pem(&cluster.root_pem)?;
         let granted = RoleGrant { role: Role::Manager, index: u64::MAX, edition: root.edition() };
-        let credential = secrets.issue(&root, &node.public_key(), granted, wall())?;
-        Ok(Membership { root_pem: cluster.root_pem, credential, granted, manager_key: Some(self.key.clone()) })
+        let credential = secrets.issue(&root, &node.public_key(), granted, (wall(), CREDENTIAL_DEFAULT))?;
+        let manager_key = Some(self.key.clone());
+        Ok(Membership { root_pem: cluster.root_pem, credential, granted, manager_key, lock: None })
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use shoal_node::disk::{self, Batch, Loaded};
 use shoal_node::identity::{ClusterSecrets, Membership, NodeKey, Root};
+use shoal_protocol::settings::CREDENTIAL_DEFAULT;
 use shoal_protocol::value::Value;
 use shoal_protocol::{Key, WallTime};
 use shoal_tests::lab::{Driver, Lab, Node, process, repository};
@@ -97,7 +98,7 @@ fn let_expire(manager: Node<'_>, worker: Node<'_>) -> Result<()> {
     let membership = Membership::from_bytes(loaded.cluster.as_deref().context("no membership")?)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let then = WallTime(u64::try_from((now - LONG_AGO).as_nanos())?);
-    let credential = secrets.issue(&root, &key.public_key(), membership.granted, then)?;
+    let credential = secrets.issue(&root, &key.public_key(), membership.granted, (then, CREDENTIAL_DEFAULT))?;
     let membership = Membership { credential, ..membership };
     let batch = Batch { cluster: Some(membership.to_bytes()?.to_vec()), ..Batch::default() };
     runtime.block_on(async {

@@ -3,18 +3,23 @@
 use shoal_protocol::codec::CodecError;
 use shoal_protocol::lease::VoterSet;
 use shoal_protocol::record::{Layer, Record};
-use shoal_protocol::spec::NodeSpec;
+use shoal_protocol::spec::{Availability, NodeSpec};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{ClusterObject, NodeObject, SCHEMA, Value};
 use shoal_protocol::{Key, NodeId, Stamp, WallTime};
 
 use crate::lease::{Durable, Leases};
 
-/// Returns the first records and the first voter set of a cluster whose only member is `me`.
+/// Returns the first records and the first voter set of a cluster whose only member is `me`, who takes tasks or not.
 ///
 /// The records have epoch 0: the first holder of the registry lease writes under epoch 1 or higher.
-pub fn first_document(me: NodeId, cluster: ClusterObject, now: WallTime) -> Result<(Vec<Record>, Durable), CodecError> {
-    let spec = NodeSpec { role: Role::Manager, ..NodeSpec::default() };
+pub fn first_document(
+    me: NodeId,
+    availability: Availability,
+    cluster: ClusterObject,
+    now: WallTime,
+) -> Result<(Vec<Record>, Durable), CodecError> {
+    let spec = NodeSpec { role: Role::Manager, availability, ..NodeSpec::default() };
     let spec = serde_json::to_string(&spec).map_err(|error| CodecError::Malformed { reason: error.to_string() })?;
     let node = NodeObject { index: 1, created: now, updated: now, spec };
     let leases = Leases::bootstrap(me);

@@ -8,13 +8,39 @@ use std::time::Duration;
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::ClusterObject;
-use shoal_protocol::write::Write;
+use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{Kind, NodeId, Now, Time};
 
 use super::{Action, Control};
 
 /// What was asked for and is not seen to be done is asked for again after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What becomes of the unlock key when users change the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relocking {
+    /// It stays, or there is none.
+    Keep,
+    /// There is to be another one.
+    Replace,
+    /// There is to be none any more.
+    Drop,
+}
+
+impl Relocking {
+    /// Decides from whether managers were to be locked, are to be from now on, and whether users want another key.
+    pub fn of(was: bool, is: bool, rotates: bool) -> Result<Self, WriteError> {
+        match (was, is, rotates) {
+            // Docker's client says so, too, before it asks.
+            (_, false, true) => {
+                Err(WriteError::Precondition("cannot rotate because autolock is not turned on".to_owned()))
+            }
+            (false, true, _) | (true, true, true) => Ok(Self::Replace),
+            (true, false, false) => Ok(Self::Drop),
+            (true, true, false) | (false, false, false) => Ok(Self::Keep),
+        }
+    }
+}
 
 /// What is remembered between two looks.
 #[derive(Debug, Default)]

@@ -69,6 +69,8 @@ impl Control {
                 // A task that waits for a secret or config asks again by itself.
                 Key::Object(..) => self.dirty.keys = true,
                 Key::Cluster => {
+                    // How long histories are may have changed.
+                    self.dirty.all_services = true;
                     self.dirty.keys = true;
                     self.dirty.peers = true;
                     self.dirty.candidates = true;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_protocol::spec::{NodeSpec, PortConfig, SPEC_BYTES_MAX, ServiceSpec};
+use shoal_protocol::spec::{Availability, NodeSpec, PortConfig, SPEC_BYTES_MAX, ServiceSpec};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{ClusterObject, NodeObject, ServiceObject, Value};
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -78,7 +78,7 @@ pub fn decide(
             None if store.stamp(&Key::Service(*id)).is_some() => Ok(Decision::done(Key::Service(*id), 0)),
             None => Err(not_found("service", *id)),
         },
-        Write::AdmitNode { id, role } => admit_node(*id, *role, store, now),
+        Write::AdmitNode { id, role, availability } => admit_node(*id, (*role, *availability), store, now),
         Write::UpdateNode { id, version, spec } => update_node(*id, *version, spec, store, is_down, now),
         Write::RemoveNode { id, force } => match store.node(*id) {
             Some(_) if !force && !is_down(*id) => {
@@ -235,7 +235,12 @@ fn allocate_ports(
         .map_err(|error| WriteError::Invalid(error.to_string()))
 }
 
-fn admit_node(id: NodeId, role: Role, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+fn admit_node(
+    id: NodeId,
+    (role, availability): (Role, Availability),
+    store: &Store,
+    now: WallTime,
+) -> Result<Decision, WriteError> {
     if store.is_banned(id) {
         return Err(WriteError::Conflict(format!("node {id} was removed from this cluster and cannot come back")));
     }
@@ -247,7 +252,7 @@ fn admit_node(id: NodeId, role: Role, store: &Store, now: WallTime) -> Result<De
             Err(WriteError::Conflict(format!("node {id} is a member with another role")))
         };
     }
-    let spec = NodeSpec { role, ..NodeSpec::default() };
+    let spec = NodeSpec { role, availability, ..NodeSpec::default() };
     let spec = serde_json::to_string(&spec).map_err(|error| WriteError::Invalid(error.to_string()))?;
     let node = NodeObject { index: 1, created: now, updated: now, spec };
     let decision = Decision::one(Key::Node(id), Some(Value::Node(node)), 1);
@@ -313,6 +318,10 @@ fn update_cluster(cluster: &ClusterObject, store: &Store, now: WallTime) -> Resu
     let is_same_root = current.root_pem == cluster.root_pem;
     if is_same_root != (current.edition == cluster.edition) || !is_same_root && cluster.edition != current.edition + 1 {
         return Err(WriteError::Invalid("a new root needs the next edition".to_owned()));
+    }
+    cluster.settings.check().map_err(WriteError::Invalid)?;
+    if !(current.lock..=current.lock + 1).contains(&cluster.lock) || cluster.settings.auto_lock && cluster.lock == 0 {
+        return Err(WriteError::Invalid("a new unlock key needs the next number".to_owned()));
     }
     let index = current.index + 1;
     let cluster = ClusterObject { index, created: current.created, updated: now, ..cluster.clone() };

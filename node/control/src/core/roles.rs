@@ -44,6 +44,12 @@ impl Control {
         if is_needed { Role::Manager } else { self.listed_role(self.me, self.granted) }
     }
 
+    /// Returns with which unlock key this node's keys ought to be sealed on its disk, if with any: those of managers are.
+    pub fn wanted_lock(&self) -> Option<u64> {
+        let cluster = self.store.cluster().filter(|_| self.wanted_role() == Role::Manager)?;
+        cluster.wanted_lock()
+    }
+
     /// Returns whether users want a node to be a manager, as far as is known.
     pub(super) fn is_listed(&self, node: NodeId) -> bool {
         let granted = if node == self.me { Some(self.granted) } else { self.peers.get(&node).copied() };

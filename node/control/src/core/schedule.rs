@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::record::SlotName;
+use shoal_protocol::settings::TASK_HISTORY_DEFAULT;
 use shoal_protocol::spec::{Reservations, TaskTemplate};
 use shoal_protocol::value::{Slot, Value};
 use shoal_protocol::write::Write;
@@ -117,7 +118,9 @@ impl Control {
         let store = &self.store;
         let report = |node, task| store.report(node, task);
         let progress = store.progress(service);
-        let input = Input { service, desired: desired.as_ref(), slots: &slots, report: &report, progress, now };
+        let history = store.cluster().map_or(TASK_HISTORY_DEFAULT, |cluster| cluster.settings.task_history);
+        let desired = desired.as_ref();
+        let input = Input { service, desired, slots: &slots, report: &report, progress, history, now };
         let memory = self.memory.entry(service).or_default();
         let random = &mut self.random;
         orchestrator::reconcile(input, cluster, memory, &mut || TaskId(random.random()))

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_protocol::spec::Availability;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::{ClusterObject, NodeStatus};
 use shoal_protocol::write::{WriteError, Written};
@@ -15,7 +16,7 @@ pub(super) const ME: NodeId = NodeId(1);
 /// The only manager of a new cluster, just started.
 pub(super) fn alone(status: NodeStatus) -> Control {
     let cluster = ClusterObject::first(ClusterId(1), ME, String::new(), Vec::new(), WallTime(0));
-    let (records, leases) = bootstrap::first_document(ME, cluster, WallTime(0)).unwrap();
+    let (records, leases) = bootstrap::first_document(ME, Availability::Active, cluster, WallTime(0)).unwrap();
     let boot = Boot {
         me: ME,
         cluster: ClusterId(1),

@@ -2,7 +2,8 @@
 
 use shoal_protocol::TaskState;
 use shoal_protocol::record::BODY_BYTES_MAX;
-use shoal_protocol::value::{Slot, SlotTask, TASK_HISTORY_MAX};
+use shoal_protocol::settings::TASK_HISTORY_MAX;
+use shoal_protocol::value::{Slot, SlotTask};
 
 /// Bytes of a slot beyond which history is forgotten: a record has to hold the slot, with room for what [`weight`] leaves out.
 const SLOT_BYTES_MAX: usize = BODY_BYTES_MAX - 32 * 1024;
@@ -49,11 +50,11 @@ pub(super) fn discard(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
 }
 
 /// Tasks of a slot that were told to end and have not, at most. What a node still runs beyond, the node ends by itself.
-const ENDING_MAX: usize = 4 * TASK_HISTORY_MAX;
+const ENDING_MAX: u64 = TASK_HISTORY_MAX;
 
-/// Forgets tasks that have gone, and the oldest of a history that is long or large. What still takes room on its node is
+/// Forgets tasks that have gone, and the oldest of a history that is longer than `limit` or large. What still takes room on its node is
 /// remembered longer.
-pub(super) fn trim(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
+pub(super) fn trim(slot: &mut Slot, limit: u64, is_gone: impl Fn(&SlotTask) -> bool) {
     slot.tasks.retain(|task| task.desired != TaskState::Remove || !is_gone(task));
     let mut bytes: usize = slot.current().map(weight).sum();
     let mut history = 0;
@@ -63,7 +64,7 @@ pub(super) fn trim(slot: &mut Slot, is_gone: impl Fn(&SlotTask) -> bool) {
         }
         history += 1;
         bytes = bytes.saturating_add(weight(task));
-        let limit = if is_gone(task) { TASK_HISTORY_MAX } else { ENDING_MAX };
+        let limit = if is_gone(task) { limit.min(TASK_HISTORY_MAX) } else { ENDING_MAX };
         // An update is judged by what it replaced, so that stays in any case; a record has room for two of the largest tasks.
         history <= 1 || (history <= limit && bytes <= SLOT_BYTES_MAX)
     });

@@ -4,6 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use shoal_protocol::Key;
 use shoal_protocol::WallTime;
+use shoal_protocol::settings::{TASK_HISTORY_DEFAULT, TASK_HISTORY_MAX};
 use shoal_protocol::spec::{Availability, Reservations};
 use shoal_protocol::value::{UpdateState, Value};
 
@@ -26,6 +27,7 @@ struct World {
     now: Now,
     ids: u128,
     wake: Option<Time>,
+    history: u64,
     is_slow: bool,
 }
 
@@ -42,6 +44,7 @@ impl World {
             now: Now { time: Time(1_000), wall: WallTime(1_000) },
             ids: 0,
             wake: None,
+            history: TASK_HISTORY_DEFAULT,
             is_slow: false,
         };
         world.set(spec);
@@ -83,6 +86,7 @@ impl World {
             slots: &self.slots,
             report: &report,
             progress: self.progress.as_ref(),
+            history: self.history,
             now: self.now,
         };
         let ids = &mut self.ids;
@@ -448,6 +452,27 @@ fn a_rejected_task_is_tried_elsewhere_with_growing_pauses() {
     world.end(1, TaskState::Rejected, "");
     world.plan();
     assert_eq!(world.wake.unwrap().since(world.now.time).as_millis(), 250, "a task that ran starts the count again");
+}
+
+#[test]
+fn as_many_past_tasks_are_remembered_as_users_want() {
+    for (history, want) in [(0, 1), (1, 1), (3, 3), (TASK_HISTORY_MAX, 12), (u64::MAX, 12)] {
+        let mut world = World::new(2, &spec(1, "a", ""));
+        world.history = history;
+        world.settle();
+        for round in 1..=12 {
+            world.set(&spec(1, &format!("a{round}"), ""));
+            world.settle_and_wait(10);
+        }
+        let past = |world: &World| {
+            world.slots[&SlotName::Replica(1)].tasks.iter().filter(|task| task.desired > TaskState::Running).count()
+        };
+        assert_eq!(past(&world), want, "history of {history}");
+        // Another limit holds for what is remembered already.
+        world.history = 2;
+        world.plan();
+        assert_eq!(past(&world), want.min(2), "history of {history}, then 2");
+    }
 }
 
 #[test]

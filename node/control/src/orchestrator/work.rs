@@ -441,7 +441,7 @@ impl<'a, 'w> Work<'a, 'w> {
         let mut slots = Vec::new();
         let mut kept = BTreeMap::new();
         for (name, mut slot) in std::mem::take(&mut self.slots) {
-            slot::trim(&mut slot, |task| is_gone(task, &self.input, self.cluster));
+            slot::trim(&mut slot, self.input.history, |task| is_gone(task, &self.input, self.cluster));
             let before = self.input.slots.get(&name);
             if slot.tasks.is_empty() {
                 if before.is_some() {

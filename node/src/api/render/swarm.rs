@@ -1,14 +1,12 @@
 //! The cluster, the daemon and its version.
 
 use serde_json::{Value, json};
-use shoal_protocol::value::{ClusterObject, NodeStatus, TASK_HISTORY_MAX};
+use shoal_protocol::value::{ClusterObject, NodeStatus};
 
 use super::{API_VERSION_MIN, TlsInfo};
+use crate::api::error::LOCKED;
 use crate::api::snapshot::{NodeState, Snapshot};
 use shoal_protocol::token::Role;
-
-/// Nanoseconds for which a node's credential is valid: 90 days.
-const CREDENTIAL_NANOS: u64 = 90 * 86_400 * 1_000_000_000;
 
 /// The join tokens of a cluster. The `Debug` form hides them.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -30,12 +28,12 @@ pub fn spec_of_swarm(cluster: &ClusterObject) -> Value {
     json!({
         "Name": "default",
         "Labels": {},
-        "Orchestration": {"TaskHistoryRetentionLimit": TASK_HISTORY_MAX},
+        "Orchestration": {"TaskHistoryRetentionLimit": cluster.settings.task_history},
         "Raft": {},
         "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64},
-        "CAConfig": {"NodeCertExpiry": CREDENTIAL_NANOS, "ForceRotate": cluster.edition - 1},
+        "CAConfig": {"NodeCertExpiry": cluster.settings.credential_ns, "ForceRotate": cluster.edition - 1},
         "TaskDefaults": {},
-        "EncryptionConfig": {"AutoLockManagers": false},
+        "EncryptionConfig": {"AutoLockManagers": cluster.settings.auto_lock},
     })
 }
 
@@ -49,15 +47,15 @@ pub fn swarm(cluster: &ClusterObject, rotating: bool, tokens: &JoinTokens) -> Va
         "Spec": spec_of_swarm(cluster),
         "TLSInfo": TlsInfo::of(&cluster.root_pem),
         "RootRotationInProgress": rotating,
-        "DefaultAddrPool": null,
-        "SubnetSize": 24,
+        "DefaultAddrPool": pools(cluster),
+        "SubnetSize": cluster.settings.pool_prefix,
         "DataPathPort": 0,
         "JoinTokens": {"Worker": tokens.worker, "Manager": tokens.manager},
     })
 }
 
 /// Renders the daemon; `snapshot` holds all nodes, or is `None` outside a cluster.
-pub fn info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
+pub fn info(node: &NodeStatus, snapshot: Option<&Snapshot>, is_locked: bool) -> Value {
     let labels: Vec<String> = node.engine_labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     json!({
         "ID": snapshot.map_or_else(String::new, |snapshot| snapshot.me.to_string()),
@@ -75,12 +73,23 @@ pub fn info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
         "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": []},
         "SecurityOptions": [],
         "Warnings": [],
-        "Swarm": swarm_info(node, snapshot),
+        "Swarm": swarm_info(node, snapshot, is_locked),
     })
 }
 
-fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
+/// Docker shows no pools where users named none.
+fn pools(cluster: &ClusterObject) -> Option<Vec<String>> {
+    let pools = &cluster.settings.pools;
+    (!pools.is_empty()).then(|| pools.iter().map(ToString::to_string).collect())
+}
+
+fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>, is_locked: bool) -> Value {
+    let address = node.address.map_or_else(String::new, |address| address.ip().to_string());
     let Some(snapshot) = snapshot else {
+        if is_locked {
+            return json!({"NodeID": "", "NodeAddr": address, "LocalNodeState": "locked", "ControlAvailable": false,
+                "Error": LOCKED, "RemoteManagers": null});
+        }
         return json!({"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
             "RemoteManagers": null});
     };
@@ -103,14 +112,14 @@ fn swarm_info(node: &NodeStatus, snapshot: Option<&Snapshot>) -> Value {
             "Spec": spec_of_swarm(cluster),
             "TLSInfo": TlsInfo::of(&cluster.root_pem),
             "RootRotationInProgress": snapshot.rotating,
-            "DefaultAddrPool": null,
-            "SubnetSize": 24,
+            "DefaultAddrPool": pools(cluster),
+            "SubnetSize": cluster.settings.pool_prefix,
             "DataPathPort": 0,
         })
     });
     json!({
         "NodeID": snapshot.me,
-        "NodeAddr": node.address.map_or_else(String::new, |address| address.ip().to_string()),
+        "NodeAddr": address,
         "LocalNodeState": "active",
         "ControlAvailable": is_manager,
         "Error": "",

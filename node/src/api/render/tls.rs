@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn the_issuer_is_read_from_the_root() {
-        let (_, cluster) = create_cluster(&NodeKey::generate(), WallTime(1_700_000_000_000_000_000)).unwrap();
+        let (_, cluster) =
+            create_cluster(&NodeKey::generate(), &Default::default(), WallTime(1_700_000_000_000_000_000)).unwrap();
         let info = TlsInfo::of(&cluster.root_pem);
         assert_eq!(info.trust_root, cluster.root_pem);
         let der = |text: &str| STANDARD.decode(text).unwrap();

@@ -9,6 +9,7 @@ use libp2p::StreamProtocol;
 use libp2p::swarm::dial_opts::DialOpts;
 use shoal_control::core::Withheld;
 use shoal_protocol::message::PeerMessage;
+use shoal_protocol::spec::Availability;
 use shoal_protocol::{ObjectId, TaskId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -174,7 +175,8 @@ async fn a_secret_without_the_question_for_the_root_is_not_heard() {
     let secret = cluster.token(Role::Manager).secret;
     let answer = intruder
         .on_stream(service::JOIN, async |mut stream| {
-            let ask = JoinAsk::Admit { secret, advertise: ([127, 0, 0, 1], 1).into() };
+            let ask =
+                JoinAsk::Admit { secret, advertise: ([127, 0, 0, 1], 1).into(), availability: Availability::Active };
             wire::write(&mut stream, &ask).await.unwrap();
             wire::read::<JoinAnswer>(&mut stream).await
         })

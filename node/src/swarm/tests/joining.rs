@@ -16,10 +16,10 @@ async fn decide(cluster: &TestCluster, manager: &mut TestNode, count: usize) {
                         Some(role) => {
                             let public_key = &request.public_key;
                             let granted = RoleGrant::first(role);
-                            let credential = cluster.secrets.issue(&cluster.root, public_key, granted, NOW).unwrap();
+                            let credential = cluster.secrets.issue(&cluster.root, public_key, granted, VALID).unwrap();
                             let manager_key = (role == Role::Manager).then(|| cluster.manager_key.clone());
                             let root_pem = cluster.root.pem().to_owned();
-                            let membership = Membership { root_pem, credential, granted, manager_key };
+                            let membership = Membership { root_pem, credential, granted, manager_key, lock: None };
                             Ok(JoinReply { membership, peers: peers.clone() })
                         }
                     };
@@ -27,9 +27,11 @@ async fn decide(cluster: &TestCluster, manager: &mut TestNode, count: usize) {
                     Some(())
                 }
                 SwarmEvent::Renew { public_key, reply, .. } => {
-                    let credential =
-                        cluster.secrets.issue(&cluster.root, &public_key, RoleGrant::first(Role::Worker), NOW).unwrap();
-                    reply.send(Ok(Renewed { credential, manager_key: None })).unwrap();
+                    let credential = cluster
+                        .secrets
+                        .issue(&cluster.root, &public_key, RoleGrant::first(Role::Worker), VALID)
+                        .unwrap();
+                    reply.send(Ok(Renewed { credential, manager_key: None, lock: None })).unwrap();
                     Some(())
                 }
                 _ => None,
@@ -51,7 +53,8 @@ async fn a_token_makes_a_node_a_member_with_its_role() {
         // The first seed is of no use.
         let seeds = ["127.0.0.1:1".to_owned(), manager.address().to_string()];
         let token = cluster.token(role);
-        let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
+        let (reply, ()) =
+            tokio::join!(node.handle.join(&seeds, &token, Availability::Active), decide(&cluster, &mut manager, 1));
         let reply = reply.unwrap();
         assert_eq!(reply.membership.role(), role);
         assert_eq!(reply.membership.manager_key.is_some(), role == Role::Manager);
@@ -69,10 +72,11 @@ async fn a_worker_names_managers() {
     let (mut manager, mut worker) = (cluster.node(Role::Manager).await, cluster.node(Role::Worker).await);
     let node = stranger().await;
     let (seeds, token) = ([worker.address().to_string()], cluster.token(Role::Worker));
-    let error = node.handle.join(&seeds, &token).await.unwrap_err();
+    let error = node.handle.join(&seeds, &token, Availability::Active).await.unwrap_err();
     assert!(matches!(error, JoinError::Refused { reason: JoinRefusal::NoManager, .. }), "{error:?}");
     link(&mut worker, &mut manager).await;
-    let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
+    let (reply, ()) =
+        tokio::join!(node.handle.join(&seeds, &token, Availability::Active), decide(&cluster, &mut manager, 1));
     assert_eq!(reply.unwrap().membership.role(), Role::Worker);
 }
 
@@ -84,7 +88,8 @@ async fn a_wrong_secret_is_refused_in_swarms_words() {
     let secret = shoal_protocol::token::JoinSecret::from_random([7; 16]);
     let token = JoinToken::new(cluster.root.der(), secret);
     let seeds = [manager.address().to_string()];
-    let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
+    let (reply, ()) =
+        tokio::join!(node.handle.join(&seeds, &token, Availability::Active), decide(&cluster, &mut manager, 1));
     assert_eq!(reply.unwrap_err().to_string(), "A valid join token is necessary to join this cluster");
 }
 
@@ -93,7 +98,11 @@ async fn the_secret_is_not_said_to_another_cluster() {
     let (ours, theirs) = (TestCluster::new(), TestCluster::new());
     let mut manager = theirs.node(Role::Manager).await;
     let node = stranger().await;
-    let error = node.handle.join(&[manager.address().to_string()], &ours.token(Role::Manager)).await.unwrap_err();
+    let error = node
+        .handle
+        .join(&[manager.address().to_string()], &ours.token(Role::Manager), Availability::Active)
+        .await
+        .unwrap_err();
     assert!(matches!(error, JoinError::WrongCluster { .. }), "{error:?}");
     node.handle.shutdown().await;
     assert!(manager.events.try_recv().is_err(), "the other cluster heard of it");
@@ -107,7 +116,7 @@ async fn the_secret_is_not_said_to_whom_the_root_does_not_vouch_for() {
     let mut impostor = TestNode::start(NodeKey::generate(), Some(membership), 0).await;
     let node = stranger().await;
     let seeds = [impostor.address().to_string()];
-    let error = node.handle.join(&seeds, &cluster.token(Role::Worker)).await.unwrap_err();
+    let error = node.handle.join(&seeds, &cluster.token(Role::Worker), Availability::Active).await.unwrap_err();
     assert!(matches!(error, JoinError::Untrusted { .. }), "{error:?}");
     node.handle.shutdown().await;
     assert!(impostor.events.try_recv().is_err(), "the impostor got the secret");
@@ -120,7 +129,7 @@ async fn a_removed_node_may_not_join_again() {
     let node = stranger().await;
     manager.handle.set_banned([node.id].into());
     let seeds = [manager.address().to_string()];
-    let error = node.handle.join(&seeds, &cluster.token(Role::Worker)).await.unwrap_err();
+    let error = node.handle.join(&seeds, &cluster.token(Role::Worker), Availability::Active).await.unwrap_err();
     assert!(matches!(error, JoinError::Refused { reason: JoinRefusal::Banned, .. }), "{error:?}");
 }
 
@@ -129,14 +138,17 @@ async fn useless_seeds_are_named() {
     let cluster = TestCluster::new();
     let (node, other) = (stranger().await, stranger().await);
     let token = cluster.token(Role::Worker);
-    assert!(matches!(node.handle.join(&[], &token).await, Err(JoinError::NoSeeds)));
+    assert!(matches!(node.handle.join(&[], &token, Availability::Active).await, Err(JoinError::NoSeeds)));
     let seed = "no-such-host.invalid".to_owned();
-    assert!(matches!(node.handle.join(&[seed], &token).await, Err(JoinError::Unresolvable { .. })));
+    assert!(matches!(
+        node.handle.join(&[seed], &token, Availability::Active).await,
+        Err(JoinError::Unresolvable { .. })
+    ));
     let seeds = [other.address().to_string()];
-    let error = node.handle.join(&seeds, &token).await.unwrap_err();
+    let error = node.handle.join(&seeds, &token, Availability::Active).await.unwrap_err();
     assert!(matches!(error, JoinError::Refused { reason: JoinRefusal::NotInCluster, .. }), "{error:?}");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = node.handle.join(&[closed.to_string()], &token).await.unwrap_err();
+    let error = node.handle.join(&[closed.to_string()], &token, Availability::Active).await.unwrap_err();
     assert!(matches!(error, JoinError::Unreachable { address, .. } if address == closed), "{error:?}");
 }
 
@@ -149,7 +161,7 @@ async fn guessing_tokens_is_slowed_down() {
     let seeds = [manager.address().to_string()];
     let guess = async {
         for attempt in 0..100 {
-            let error = node.handle.join(&seeds, &token).await.unwrap_err();
+            let error = node.handle.join(&seeds, &token, Availability::Active).await.unwrap_err();
             if matches!(error, JoinError::Refused { reason: JoinRefusal::Busy, .. }) {
                 return attempt;
             }
@@ -188,7 +200,8 @@ async fn a_node_whose_credential_ended_comes_back_with_a_token() {
 
     let mut node = TestNode::start(key, None, 0).await;
     let (seeds, token) = ([manager.address().to_string()], cluster.token(Role::Worker));
-    let (reply, ()) = tokio::join!(node.handle.join(&seeds, &token), decide(&cluster, &mut manager, 1));
+    let (reply, ()) =
+        tokio::join!(node.handle.join(&seeds, &token, Availability::Active), decide(&cluster, &mut manager, 1));
     node.handle.set_membership(Some(reply.unwrap().membership)).unwrap();
     node.knows(&[&manager]);
     node.expect_up(manager.id).await;

@@ -1,4 +1,5 @@
-use shoal_protocol::spec::NodeSpec;
+use shoal_protocol::settings::ClusterSettings;
+use shoal_protocol::spec::{Availability, NodeSpec};
 use shoal_protocol::token::RoleGrant;
 use shoal_protocol::value::{NodeStatus, Value};
 use shoal_protocol::{Key, ObjectId, Stamp};
@@ -32,6 +33,10 @@ fn role_write(control: &Control, node: NodeId, role: Role) -> Write {
     Write::UpdateNode { id: node, version, spec }
 }
 
+fn admit(role: Role) -> Write {
+    Write::AdmitNode { id: OTHER, role, availability: Availability::Active }
+}
+
 fn next_edition(control: &Control) -> Write {
     let mut cluster = control.store().cluster().unwrap().next_edition();
     cluster.root_pem = format!("root {}", cluster.edition);
@@ -43,7 +48,7 @@ fn next_edition(control: &Control) -> Write {
 fn a_manager_that_is_none_any_more_has_the_keys_replaced() {
     let (mut control, mut disk) = holder();
     let quiet = |actions: &[Action]| !actions.iter().any(|action| matches!(action, Action::Rotate));
-    let admitted = write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    let admitted = write(&mut control, &mut disk, admit(Role::Worker), 4_000);
     assert!(quiet(&admitted) && !control.is_rotation_due());
     assert!(!control.may_have_key(OTHER), "it is a worker");
 
@@ -71,7 +76,7 @@ fn a_manager_that_is_none_any_more_has_the_keys_replaced() {
 #[test]
 fn a_removed_manager_and_a_user_have_the_keys_replaced() {
     let (mut control, mut disk) = holder();
-    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    write(&mut control, &mut disk, admit(Role::Manager), 4_000);
     assert!(!control.is_rotation_due());
     write(&mut control, &mut disk, Write::RemoveNode { id: OTHER, force: true }, 4_200);
     assert!(control.is_rotation_due());
@@ -115,7 +120,7 @@ fn secrets_are_sealed_with_the_present_key_one_after_the_other() {
 #[test]
 fn a_manager_that_is_not_noted_is_noted_by_itself() {
     let (mut control, mut disk) = holder();
-    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    write(&mut control, &mut disk, admit(Role::Manager), 4_000);
     let mut cluster = control.store().cluster().unwrap().clone();
     cluster.keys.remove(&OTHER);
     write(&mut control, &mut disk, Write::UpdateCluster { cluster }, 4_200);
@@ -126,7 +131,7 @@ fn a_manager_that_is_not_noted_is_noted_by_itself() {
 #[test]
 fn what_a_former_root_signed_says_nothing_beyond_the_record() {
     let (mut control, mut disk) = holder();
-    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    write(&mut control, &mut disk, admit(Role::Worker), 4_000);
     let forged = RoleGrant { role: Role::Manager, index: u64::MAX, edition: 1 };
     let (listed, stranger) = (OTHER, NodeId(9));
     assert!(control.is_manager_by(listed, forged) && control.is_manager_by(stranger, forged), "the root can say so");
@@ -142,7 +147,7 @@ fn what_a_former_root_signed_says_nothing_beyond_the_record() {
 #[test]
 fn the_shells_are_told_whom_to_let_in() {
     let (mut control, mut disk) = holder();
-    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Worker }, 4_000);
+    write(&mut control, &mut disk, admit(Role::Worker), 4_000);
     let rotation = next_edition(&control);
     let actions = write(&mut control, &mut disk, rotation, 4_200);
     let trusts: Vec<_> = actions
@@ -158,11 +163,20 @@ fn the_shells_are_told_whom_to_let_in() {
 fn a_root_and_its_edition_change_together() {
     let (mut control, mut disk) = holder();
     let current = control.store().cluster().unwrap().clone();
+    let with = |change: &dyn Fn(&mut ClusterSettings)| {
+        let mut settings = current.settings.clone();
+        change(&mut settings);
+        settings
+    };
     for cluster in [
         ClusterObject { root_pem: "another".to_owned(), ..current.clone() },
         ClusterObject { edition: 2, ..current.clone() },
         ClusterObject { edition: 3, root_pem: "another".to_owned(), ..current.clone() },
         ClusterObject { id: shoal_protocol::ClusterId(9), ..current.clone() },
+        ClusterObject { lock: 2, ..current.clone() },
+        ClusterObject { settings: with(&|settings| settings.auto_lock = true), ..current.clone() },
+        ClusterObject { settings: with(&|settings| settings.task_history = 21), ..current.clone() },
+        ClusterObject { settings: with(&|settings| settings.credential_ns = 1), ..current.clone() },
         ClusterObject { index: 7, ..current },
     ] {
         control.handle_event(Event::Request { request: 1, write: Write::UpdateCluster { cluster } }, at(4_000));
@@ -172,9 +186,32 @@ fn a_root_and_its_edition_change_together() {
 }
 
 #[test]
+fn managers_and_they_alone_are_to_be_locked_with_the_present_key() {
+    let (mut control, mut disk) = holder();
+    assert_eq!(control.wanted_lock(), None);
+    let mut lock = |control: &mut Control, auto_lock, lock, ms| {
+        let current = control.store().cluster().unwrap().clone();
+        let settings = ClusterSettings { auto_lock, ..current.settings.clone() };
+        write(control, &mut disk, Write::UpdateCluster { cluster: ClusterObject { settings, lock, ..current } }, ms);
+        control.wanted_lock()
+    };
+    assert_eq!(lock(&mut control, true, 1, 4_000), Some(1));
+    assert_eq!(lock(&mut control, true, 2, 4_200), Some(2), "another key");
+    assert_eq!(lock(&mut control, false, 2, 4_400), None);
+    assert_eq!(lock(&mut control, true, 3, 4_600), Some(3), "a key is not used twice");
+    // Whoever is no manager is not locked.
+    write(&mut control, &mut disk, admit(Role::Worker), 4_800);
+    let next = next_edition(&control);
+    write(&mut control, &mut disk, next, 5_000);
+    assert_eq!(control.wanted_lock(), Some(3), "another edition changes nothing");
+    control.handle_event(Event::Granted(RoleGrant { role: Role::Worker, index: 9, edition: 2 }), at(5_200));
+    assert_eq!(control.wanted_lock(), None);
+}
+
+#[test]
 fn the_only_manager_with_the_keys_is_not_demoted() {
     let (mut control, mut disk) = holder();
-    write(&mut control, &mut disk, Write::AdmitNode { id: OTHER, role: Role::Manager }, 4_000);
+    write(&mut control, &mut disk, admit(Role::Manager), 4_000);
     control.handle_event(Event::PeerUp { node: OTHER, granted: RoleGrant::first(Role::Manager) }, at(4_200));
     let say = |control: &mut Control, role, seq| {
         let said = NodeStatus { granted: RoleGrant::first(role), ..NodeStatus::default() };
@@ -196,4 +233,21 @@ fn the_only_manager_with_the_keys_is_not_demoted() {
     control.handle_event(Event::Request { request: 2, write: demotion }, at(4_300));
     let answers = run(&mut control, &mut disk, 4_300, 50);
     assert!(matches!(answers[..], [(2, Ok(_))]), "{answers:?}");
+}
+
+#[test]
+fn the_unlock_key_is_replaced_when_it_is_wanted() {
+    use Relocking::{Drop, Keep, Replace};
+    for (was, is, rotates, want) in [
+        (false, false, false, Some(Keep)),
+        (false, true, false, Some(Replace)),
+        (false, true, true, Some(Replace)),
+        (true, true, false, Some(Keep)),
+        (true, true, true, Some(Replace)),
+        (true, false, false, Some(Drop)),
+        (true, false, true, None),
+        (false, false, true, None),
+    ] {
+        assert_eq!(Relocking::of(was, is, rotates).ok(), want, "{was} {is} {rotates}");
+    }
 }

@@ -5,6 +5,7 @@
 use shoal_protocol::codec;
 use shoal_protocol::object::network::{self, NetworkSpec, NetworkState};
 use shoal_protocol::object::{self, FileSpec, Kind, Object, ObjectHead, SEAL_BYTES};
+use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::{ServiceSpec, SpecError};
 use shoal_protocol::subnet::Subnet;
 use shoal_protocol::value::Value;
@@ -71,7 +72,9 @@ fn is_reserved(kind: Kind, name: &str) -> bool {
 
 /// Allocates the addresses of a network and encodes them.
 fn allocate(spec: &NetworkSpec, id: ObjectId, store: &Store) -> Result<Vec<u8>, WriteError> {
-    let blocks = allocator::allocate_blocks(&spec.blocks, &taken(id, store))
+    let settings = settings(store);
+    let pools = (settings.pools(), settings.pool_prefix);
+    let blocks = allocator::allocate_blocks(&spec.blocks, (&pools.0, pools.1), &taken(id, store))
         .map_err(|error| WriteError::Precondition(error.to_string()))?;
     codec::encode(&NetworkState { blocks }).map_err(|error| WriteError::Invalid(error.to_string()))
 }
@@ -80,7 +83,11 @@ fn allocate(spec: &NetworkSpec, id: ObjectId, store: &Store) -> Result<Vec<u8>, 
 fn taken(id: ObjectId, store: &Store) -> Vec<Subnet> {
     let others = store.objects(Kind::Network).map(|(other, ..)| other).filter(|other| *other != id);
     let blocks = others.flat_map(|other| store.network(other).unwrap_or_default().blocks);
-    blocks.chain([network::ingress_block()]).map(|block| block.subnet).collect()
+    blocks.map(|block| block.subnet).chain([settings(store).ingress()]).collect()
+}
+
+fn settings(store: &Store) -> ClusterSettings {
+    store.cluster().map(|cluster| cluster.settings.clone()).unwrap_or_default()
 }
 
 fn check_room(kind: Kind, bytes: usize, store: &Store) -> Result<(), WriteError> {
@@ -245,7 +252,7 @@ pub(super) fn clashes(kind: Kind, id: ObjectId, store: &Store) -> bool {
     let Some(object) = store.object(kind, id) else { return false };
     let same_name = store.objects(kind).any(|(other, theirs, _)| other != id && theirs.name == object.name);
     let blocks = if kind == Kind::Network { store.network(id).unwrap_or_default().blocks } else { Vec::new() };
-    same_name || allocator::allocate_blocks(&blocks, &taken(id, store)).is_err()
+    same_name || allocator::check_blocks(&blocks, &taken(id, store)).is_err()
 }
 
 /// Returns whether a service that was just created, and turned up late, uses what was removed meanwhile.

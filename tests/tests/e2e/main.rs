@@ -16,6 +16,7 @@ mod health;
 mod intruder;
 mod jobs;
 mod keys;
+mod lock;
 mod outcasts;
 mod page;
 mod pauses;

@@ -61,7 +61,6 @@ pub(crate) async fn run(client: &Client, args: InitArgs) -> Result<(), CliError>
         swarm.join_tokens.worker
     ))?;
     if args.autolock {
-        print("\n")?;
         unlock_key::tell(client).await?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shoal_control::renewal::Validity;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, NodeId, WallTime};
@@ -27,10 +28,8 @@ pub struct StatusFacts {
     pub quarantined: usize,
     /// What this node could not do and has not managed since, for people.
     pub troubles: Vec<String>,
-    /// When this node's credential ends.
-    pub credential_ends: WallTime,
-    /// How long credentials last.
-    pub credential_lasts: Duration,
+    /// When this node's credential was made, and when it ends.
+    pub credential: Validity,
     /// The present moment.
     pub now: WallTime,
 }
@@ -134,9 +133,9 @@ fn new_voters(facts: &StatusFacts) -> Vec<String> {
 }
 
 fn credential_warning(facts: &StatusFacts) -> Option<String> {
-    let (ends, now) = (facts.credential_ends, facts.now);
-    let soon = CREDENTIAL_WARNING.min(facts.credential_lasts / 12);
-    let soon = u64::try_from(soon.as_nanos()).unwrap_or(u64::MAX);
+    let (Validity { made, expires: ends }, now) = (facts.credential, facts.now);
+    let most = u64::try_from(CREDENTIAL_WARNING.as_nanos()).unwrap_or(u64::MAX);
+    let soon = most.min(ends.0.saturating_sub(made.0) / 12);
     if ends <= now {
         Some(format!("this node's credential ended at {ends}: start it with shoald --join ADDRESS --token TOKEN"))
     } else if ends.0 - now.0 < soon {
@@ -209,8 +208,7 @@ mod tests {
             nodes: vec![node(1, NodeState::Ready, Some(5)), node(2, NodeState::Ready, Some(5))],
             quarantined: 0,
             troubles: Vec::new(),
-            credential_ends: WallTime(90 * DAY),
-            credential_lasts: Duration::from_nanos(90 * DAY),
+            credential: Validity { made: WallTime(0), expires: WallTime(90 * DAY) },
             now: WallTime(0),
         }
     }
@@ -273,7 +271,7 @@ mod tests {
             assert!(said.is_none_or(|said| said.contains(want.unwrap())), "{days}: {said:?}");
         }
         // Those that last an hour are renewed in the last third of it.
-        facts.credential_lasts = Duration::from_secs(3600);
+        facts.credential.made = WallTime(90 * DAY - 3_600_000_000_000);
         for (minutes, want) in [(10, false), (4, true)] {
             facts.now = WallTime(90 * DAY - minutes * 60_000_000_000);
             let warnings = StatusReport::new(&facts).warnings;

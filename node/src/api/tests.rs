@@ -17,11 +17,12 @@ use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use shoal_control::core::registry;
+use shoal_control::renewal::Validity;
 use shoal_control::store::Store;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::object;
 use shoal_protocol::record::SlotName;
-use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
+use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::{Availability, PortConfig};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{
@@ -235,8 +236,7 @@ impl Backend for Fake {
             nodes: nodes.to_vec(),
             quarantined: 0,
             troubles: Vec::new(),
-            credential_ends: WallTime(u64::MAX),
-            credential_lasts: CREDENTIAL_DEFAULT,
+            credential: Validity { made: WallTime(0), expires: WallTime(u64::MAX) },
             now: WallTime(0),
         }))
     }

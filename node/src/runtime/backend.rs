@@ -13,9 +13,10 @@ use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use shoal_control::core::Control;
+use shoal_control::renewal::Validity;
 use shoal_control::view::Health;
 use shoal_protocol::lease::LeaseId;
-use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
+use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -138,7 +139,7 @@ fn snapshot(control: &Control, want: &Want) -> Snapshot {
     source.snapshot(want)
 }
 
-fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusReport {
+fn status(control: &Control, credential: Validity, now: Now) -> StatusReport {
     let store = control.store();
     StatusReport::new(&StatusFacts {
         cluster: store.cluster().map(|cluster| cluster.id),
@@ -163,8 +164,7 @@ fn status(control: &Control, credential_ends: WallTime, now: Now) -> StatusRepor
             .collect(),
         quarantined: store.quarantined().len(),
         troubles: control.troubles(),
-        credential_ends,
-        credential_lasts: store.cluster().map_or(CREDENTIAL_DEFAULT, |cluster| cluster.settings.credential()),
+        credential,
         now: now.wall,
     })
 }
@@ -192,8 +192,8 @@ impl Backend for NodeBackend {
     }
 
     async fn status(&self) -> Result<StatusReport, ApiError> {
-        let ends = WallTime(self.shells().await?.credential_ends.load(Ordering::Relaxed));
-        self.look(move |control, now| status(control, ends, now)).await
+        let credential = *self.shells().await?.credential.borrow();
+        self.look(move |control, now| status(control, credential, now)).await
     }
 
     async fn write(&self, write: Write) -> Result<Written, WriteError> {

@@ -185,7 +185,7 @@ impl Daemon {
             control,
             membership: start.membership,
             port_errors: ingress.port_errors(),
-            shells: Shells::new(node, driver, swarm.clone(), renewing.expires()),
+            shells: Shells::new(node, driver, swarm.clone(), renewing.validity()),
             health: self.metrics.health.clone(),
             renewing,
             departing: Departing::new(node, clock::now().time),

@@ -4,13 +4,11 @@
 //! it was begun with, and it is dialled again at once.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use shoal_control::renewal::{Renewal, Source, Validity};
 use shoal_protocol::token::Role;
 use shoal_protocol::{NodeId, Now, Time, WallTime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::disk::{Batch, Disk, DiskError};
 use crate::identity::{AtRest, IdentityError, Lock, Membership, NodeKey, Root};
@@ -55,8 +53,8 @@ pub(super) struct Renewing {
     disk: Disk,
     results: mpsc::Receiver<Outcome>,
     sender: mpsc::Sender<Outcome>,
-    /// When the credential ends, in nanoseconds since 1970, for whoever wants to know.
-    expires: Arc<AtomicU64>,
+    /// When the credential was made and when it ends, for whoever wants to know.
+    valid: watch::Sender<Validity>,
 }
 
 impl Renewing {
@@ -64,11 +62,11 @@ impl Renewing {
         // One attempt is under way at a time.
         let (sender, results) = mpsc::channel(1);
         let decisions = Renewal::new(valid, seed, now);
-        Self { decisions, key, disk, results, sender, expires: Arc::new(AtomicU64::new(valid.expires.0)) }
+        Self { decisions, key, disk, results, sender, valid: watch::Sender::new(valid) }
     }
 
-    pub(super) fn expires(&self) -> Arc<AtomicU64> {
-        self.expires.clone()
+    pub(super) fn validity(&self) -> watch::Receiver<Validity> {
+        self.valid.subscribe()
     }
 
     pub(super) fn timeout(&self) -> Option<Time> {
@@ -110,7 +108,7 @@ impl Renewing {
         match renewed {
             Ok((membership, valid)) => {
                 tracing::info!(expires = %valid.expires, "this node has a new credential");
-                self.expires.store(valid.expires.0, Ordering::Relaxed);
+                self.valid.send_replace(valid);
                 self.decisions.renewed(valid, now);
                 Some(membership)
             }
@@ -189,6 +187,7 @@ async fn obtain(
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use shoal_protocol::settings::{CREDENTIAL_DEFAULT, ClusterSettings};
@@ -276,7 +275,7 @@ mod tests {
         tokio::time::timeout(DEADLINE, serving).await.unwrap();
         let renewed = tokio::time::timeout(DEADLINE, renewing.next()).await.unwrap();
         let membership = renewing.ended(renewed, now.time).unwrap();
-        assert_eq!(renewing.expires().load(Ordering::Relaxed), wall().0 + 90 * DAY);
+        assert_eq!(renewing.validity().borrow().expires.0, wall().0 + 90 * DAY);
         assert_eq!(worker.peers().len(), 1, "the link goes on");
 
         // The old credential ends: the link goes on, for the new one was shown on it.

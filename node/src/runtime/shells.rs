@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
+use shoal_control::renewal::Validity;
 use shoal_protocol::NodeId;
+use tokio::sync::watch;
 
 use crate::driver::Driver;
 use crate::ingress::{TunnelStream, Tunnels};
@@ -20,8 +21,8 @@ pub struct Shells {
     pub driver: Arc<dyn Driver>,
     /// The way to other nodes.
     pub swarm: SwarmHandle,
-    /// When this node's credential ends, in nanoseconds since 1970.
-    pub credential_ends: Arc<AtomicU64>,
+    /// When this node's credential was made, and when it ends.
+    pub credential: watch::Receiver<Validity>,
 }
 
 impl Shells {
@@ -29,9 +30,9 @@ impl Shells {
         node: NodeId,
         driver: Arc<dyn Driver>,
         swarm: SwarmHandle,
-        credential_ends: Arc<AtomicU64>,
+        credential: watch::Receiver<Validity>,
     ) -> Self {
-        Self { node, driver, swarm, credential_ends }
+        Self { node, driver, swarm, credential }
     }
 }
 

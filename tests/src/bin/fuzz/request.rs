@@ -95,14 +95,15 @@ fn shape(random: &mut StdRng) -> (&'static str, String, Option<Value>) {
             format!("/swarm/update?version={count}{}", query(random)),
             Some(
                 json!({"Name": "default", "Labels": {}, "Orchestration": {"TaskHistoryRetentionLimit": 5}, "Raft": {},
-                "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64}, "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000u64}}),
+                "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64}, "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000u64},
+                "EncryptionConfig": {"AutoLockManagers": false}}),
             ),
         ),
         12 => (
             "POST",
-            if random.random() { "/swarm/init".into() } else { "/swarm/join".into() },
+            ["/swarm/init", "/swarm/join", "/swarm/unlock"][random.random_range(0..3)].into(),
             Some(json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.78.0.1", "RemoteAddrs": ["10.78.0.9:2377"],
-                "JoinToken": "SWMTKN-1-a-b", "Availability": "active", "Spec": {}})),
+                "JoinToken": "SWMTKN-1-a-b", "Availability": "active", "Spec": {}, "UnlockKey": "SWMKEY-1-a"})),
         ),
         13 => (
             "DELETE",

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use shoal_protocol::endpoint::Endpoint;
+use shoal_protocol::spec::{GenericResources, SpecError};
 use shoal_protocol::subnet::Subnet;
 
 use crate::api::listen::TlsFiles;
@@ -111,6 +112,16 @@ pub struct Config {
     /// Label of this node for constraints on engine.labels, as KEY=VALUE (may be repeated)
     #[arg(long = "label", env = "SHOALD_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<Label>,
+
+    /// Generic resource that this node offers to tasks, as KIND=NUMBER or KIND=NAME (may be repeated)
+    #[arg(
+        long = "generic-resource",
+        alias = "node-generic-resource",
+        env = "SHOALD_GENERIC_RESOURCE",
+        value_name = "KIND=VALUE",
+        value_delimiter = ','
+    )]
+    pub generic_resources: Vec<String>,
 
     /// Make a new cluster, unless this node is in one already
     #[arg(long, env = "SHOALD_INIT", conflicts_with = "join", value_parser = clap::builder::BoolishValueParser::new())]
@@ -243,6 +254,7 @@ impl Config {
         if !self.join.is_empty() && self.token.is_none() && self.token_file.is_none() {
             return Err("--join needs --token or --token-file".to_owned());
         }
+        self.generic_resources().map_err(|error| format!("--generic-resource: {error}"))?;
         self.validate_tls()
     }
 
@@ -274,6 +286,11 @@ impl Config {
     /// Returns the labels by key.
     pub fn engine_labels(&self) -> BTreeMap<String, String> {
         self.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect()
+    }
+
+    /// Returns the generic resources that the node offers.
+    pub fn generic_resources(&self) -> Result<GenericResources, SpecError> {
+        GenericResources::parse(self.generic_resources.iter().map(String::as_str))
     }
 
     /// Returns what other nodes are told, given the address of the default route.
@@ -320,6 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn generic_resources_are_numbers_or_names() {
+        for arguments in [
+            &["--generic-resource", "gpu=UUID1,gpu=UUID2", "--generic-resource", "ssd=2"][..],
+            &["--node-generic-resource=ssd=2", "--node-generic-resource=gpu=UUID2", "--generic-resource=gpu=UUID1"],
+        ] {
+            let got = parse(arguments).unwrap().generic_resources().unwrap();
+            assert_eq!(got.variables(), ["DOCKER_RESOURCE_GPU=UUID1,UUID2", "DOCKER_RESOURCE_SSD=2"], "{arguments:?}");
+        }
+    }
+
+    #[test]
     fn multicast_is_on_unless_it_is_switched_off() {
         for (arguments, want) in
             [(&[][..], true), (&["--multicast"], true), (&["--multicast=true"], true), (&["--multicast=false"], false)]
@@ -356,6 +384,8 @@ mod tests {
             &["--advertise-addr", "0.0.0.0"],
             &["--advertise-addr", "host"],
             &["--label", "=x"],
+            &["--generic-resource", "gpu"],
+            &["--generic-resource", "gpu=1,gpu=UUID1"],
             &["--config"],
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");

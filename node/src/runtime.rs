@@ -176,6 +176,8 @@ fn own_status(config: &Config, advertised: SocketAddr) -> NodeStatus {
         os: "linux".to_owned(),
         architecture: machine::architecture(),
         engine_labels: config.engine_labels(),
+        // What cannot be read was refused when the daemon started.
+        generic: config.generic_resources().unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..NodeStatus::default()
     }

@@ -63,6 +63,7 @@ fn plan(node: &NodeIdentity, image: &TestImage, number: u128, host_port: u16) ->
         service_name: "shared".to_owned(),
         service_labels: Default::default(),
         ports: vec![port],
+        generic: Default::default(),
         fenced: false,
     };
     container_plan(TaskId(node.id.0 ^ number), &wanted, &template, node).expect("nothing in it is a template")

@@ -11,9 +11,11 @@ use crate::token::Role;
 
 pub mod constraint;
 pub mod file;
+pub mod generic;
 mod health;
 mod mode;
 pub mod mount;
+mod placement;
 mod proxy;
 pub mod settings;
 pub mod templates;
@@ -22,9 +24,11 @@ pub mod validate;
 
 pub use constraint::Constraint;
 pub use file::{ConfigReference, FileReference, FileTarget, SecretReference};
+pub use generic::{GenericResource, GenericResources};
 pub use health::Healthcheck;
 pub use mode::{Global, GlobalJob, Mode, ModeKind, Replicated, ReplicatedJob};
 pub use mount::Mount;
+pub use placement::{PREFERENCES_MAX, Placement, Platform, Preference, Spread, SpreadKey};
 pub use proxy::{PROXY_LABEL_PREFIX, ProxyVersion, proxies, proxy_label, proxy_port};
 pub use settings::{LogDriver, Settings};
 pub use transport::{PublishedPort, Transport};
@@ -194,6 +198,9 @@ pub struct Reservations {
     /// Bytes of memory.
     #[serde(rename = "MemoryBytes")]
     pub memory_bytes: u64,
+    /// Generic resources, by number.
+    #[serde(rename = "GenericResources", deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
 }
 
 /// When an ended task is replaced.
@@ -224,35 +231,6 @@ pub enum RestartCondition {
     /// After every end; of a job, whose completed tasks have done their work, after every other end.
     #[default]
     Any,
-}
-
-/// Which nodes may run a task.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct Placement {
-    /// Expressions such as `node.labels.zone==a`, all of which must hold.
-    #[serde(deserialize_with = "null_as_default")]
-    pub constraints: Vec<String>,
-    /// Tasks of the service on one node at most; 0 is no limit.
-    pub max_replicas: u64,
-    /// Platforms the image is for; empty fits any.
-    #[serde(deserialize_with = "null_as_default")]
-    pub platforms: Vec<Platform>,
-    /// Not supported yet: kept as sent so that a request that has it can be refused by name.
-    #[serde(deserialize_with = "null_as_default")]
-    pub preferences: Vec<serde_json::Value>,
-}
-
-/// An operating system and processor architecture; an empty field fits any.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Platform {
-    /// Such as `x86_64` or `amd64`, which mean the same.
-    #[serde(rename = "Architecture")]
-    pub architecture: String,
-    /// Such as `linux`.
-    #[serde(rename = "OS")]
-    pub os: String,
 }
 
 /// How a change is rolled out. Source: Docker Engine API v1.50, `ServiceSpec.UpdateConfig`.

@@ -11,7 +11,7 @@ use crate::lease::{LeaseId, VoterSet};
 use crate::object::Object;
 use crate::record::{Key, Record, SlotName};
 use crate::settings::ClusterSettings;
-use crate::spec::PortConfig;
+use crate::spec::{GenericResources, PortConfig};
 use crate::task::TaskState;
 use crate::time::WallTime;
 use crate::token::{Role, RoleGrant};
@@ -335,6 +335,8 @@ pub struct SlotTask {
     pub note: String,
     /// The last state its node was seen to report before it was ended for it (its node failed), if any.
     pub last_seen: Option<TaskState>,
+    /// The generic resources of its node that it was given.
+    pub generic: GenericResources,
 }
 
 /// What a node says of itself.
@@ -368,6 +370,18 @@ pub struct NodeStatus {
     pub restarting: bool,
     /// What its credential says.
     pub granted: RoleGrant,
+    /// The generic resources that it offers.
+    pub generic: GenericResources,
+}
+
+/// What [`NodeStatus::engine`] begins with where shoal itself runs the containers.
+const EMBEDDED: &str = "embedded";
+
+impl NodeStatus {
+    /// Returns whether the node's driver can do all that a Docker Engine can.
+    pub fn has_engine(&self) -> bool {
+        !self.engine.starts_with(EMBEDDED)
+    }
 }
 
 /// What a node says of a task that it runs.
@@ -453,6 +467,19 @@ mod tests {
 mod round_trip {
     use super::*;
 
+    #[test]
+    fn golden_bytes_of_a_task() {
+        let generic = GenericResources::parse(["gpu=u1"]).unwrap();
+        let task = SlotTask { node: Some(NodeId(2)), note: "n".to_owned(), generic, ..SlotTask::default() };
+        let mut want = vec![codec::VERSION];
+        want.extend(0u128.to_le_bytes());
+        want.push(1);
+        want.extend(2u128.to_le_bytes());
+        want.extend([0, 0, 0, 0, 0, 1, b'n', 0, 1, 3, b'g', b'p', b'u', 1, 1, 2, b'u', b'1']);
+        assert_eq!(codec::encode(&task), Ok(want.clone()));
+        assert_eq!(codec::decode::<SlotTask>(&want), Ok(task));
+    }
+
     /// The codec is positional: a field that is left out when it is empty would shift all that follow.
     #[test]
     fn stored_objects_with_empty_fields_are_read_back() {
@@ -466,12 +493,15 @@ mod round_trip {
             rolled_back: false,
             ports: vec![port.clone()],
         };
-        let task = SlotTask { ports: vec![port], ..SlotTask::default() };
+        let generic = GenericResources::parse(["gpu=2", "ssd=a", "ssd=b"]).unwrap();
+        let given = SlotTask { generic: generic.clone(), ..SlotTask::default() };
+        let task = SlotTask { id: TaskId(1), ports: vec![port], ..SlotTask::default() };
         let id = ServiceId(1);
         for (key, value) in [
             (Key::Service(id), Value::Service(service)),
-            (Key::Slot(id, SlotName::Replica(1)), Value::Slot(Slot { tasks: vec![task] })),
+            (Key::Slot(id, SlotName::Replica(1)), Value::Slot(Slot { tasks: vec![task, given] })),
             (Key::NodeStatus(NodeId(1)), Value::NodeStatus(NodeStatus::default())),
+            (Key::NodeStatus(NodeId(2)), Value::NodeStatus(NodeStatus { generic, ..NodeStatus::default() })),
         ] {
             let body = value.seal().unwrap();
             assert_eq!(Value::read(&key, SCHEMA, &body), Ok(value), "{key:?}");

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_protocol::lease::{LeaseId, VoterSet};
 use shoal_protocol::record::Record;
-use shoal_protocol::spec::{PublishedPort, Reservations, TaskTemplate};
+use shoal_protocol::spec::{PublishedPort, TaskTemplate};
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::{ClusterId, Key, NodeId, Now, ServiceId, TaskId, Time};
@@ -22,6 +22,7 @@ use crate::lease::{self, Leases};
 use crate::orchestrator;
 use crate::routes::RouteTable;
 use crate::store::{Store, Tombstones};
+use crate::task::admission::Capacity;
 use crate::task::{Agent, NodeIdentity};
 use crate::view::{self, Health, View};
 
@@ -272,7 +273,7 @@ impl Control {
             Event::Status(status) => {
                 if self.status != status {
                     self.status = status;
-                    self.agent.set_capacity(capacity(&self.status));
+                    self.agent.set_capacity(Capacity::of(&self.status));
                     self.say_status();
                 }
             }
@@ -369,10 +370,6 @@ fn stored(records: &[Record]) -> Store {
     }
     store.take_dirty();
     store
-}
-
-fn capacity(status: &NodeStatus) -> Reservations {
-    Reservations { nano_cpus: status.nano_cpus, memory_bytes: status.memory_bytes }
 }
 
 /// Returns the lease under which a record is written, if any.

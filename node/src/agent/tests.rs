@@ -61,6 +61,7 @@ impl Bench {
             service_name: "web".to_owned(),
             service_labels: BTreeMap::new(),
             ports: Vec::new(),
+            generic: Default::default(),
             fenced: false,
         };
         container_plan(task, &wanted, &template, &self.node).unwrap()

@@ -340,6 +340,7 @@ mod tests {
             ports: Vec::new(),
             note: String::new(),
             last_seen,
+            ..SlotTask::default()
         }
     }
 

@@ -137,6 +137,7 @@ fn slot(store: &mut Store, service: ServiceId, number: u32, node: Option<NodeId>
         ports: Vec::new(),
         note: if node.is_none() { "no suitable node (1 node not ready)".to_owned() } else { String::new() },
         last_seen: None,
+        generic: Default::default(),
     };
     let name = SlotName::Replica(number);
     put(store, Key::Slot(service, name), &value::Value::Slot(Slot { tasks: vec![task] }));

@@ -146,8 +146,12 @@ fn find<'a>(command: &'a Command, key: &str) -> Result<&'a Arg, String> {
     let named = |name: &str| settings(command).find(|argument| argument.get_long() == Some(name));
     named(key).ok_or_else(|| {
         let dashed = key.to_lowercase().replace('_', "-");
+        let other = |name: &str| {
+            let is_alias = |argument: &&Arg| argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name));
+            named(name).or_else(|| settings(command).find(is_alias))
+        };
         // Docker's name for several of something has an s.
-        match named(&dashed).or_else(|| named(dashed.trim_end_matches('s'))).and_then(Arg::get_long) {
+        match other(&dashed).or_else(|| other(dashed.trim_end_matches('s'))).and_then(Arg::get_long) {
             Some(meant) => format!("unknown key '{key}': did you mean '{meant}'?"),
             None => format!("unknown key '{key}': keys are the long names of shoald's flags"),
         }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
+use shoal_control::task::admission::Capacity;
 use shoal_control::task::plan::container_plan;
 use shoal_control::task::{ContainerPlan, Found, FoundState, NodeIdentity, Running, Wanted};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{ContainerSpec, Limits, Reservations, Resources, TaskTemplate};
+use shoal_protocol::spec::{ContainerSpec, Limits, Resources, TaskTemplate};
 use shoal_protocol::{ClusterId, NodeId, ServiceId, TaskId, TaskState, WallTime};
 
 use super::{Driver, DriverError, LogLine, LogQuery, LogStream};
@@ -43,7 +44,7 @@ pub fn test_node() -> NodeIdentity {
         os: "linux".to_owned(),
         architecture: std::env::consts::ARCH.to_owned(),
         cluster: ClusterId(fresh_id()),
-        capacity: Reservations::default(),
+        capacity: Capacity::default(),
     }
 }
 
@@ -350,6 +351,7 @@ impl Suite<'_> {
             service_name: "conformance".to_owned(),
             service_labels: Default::default(),
             ports: Vec::new(),
+            generic: Default::default(),
             fenced: false,
         };
         container_plan(TaskId(fresh_id()), &wanted, &template, self.node).expect("the template has no templates")

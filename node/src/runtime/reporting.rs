@@ -222,6 +222,7 @@ fn attributes(control: &Control, task: TaskId, report: &TaskReport) -> BTreeMap<
         service_name: spec.name.clone(),
         service_labels: spec.labels.clone(),
         ports: Vec::new(),
+        generic: Default::default(),
         fenced: false,
     };
     let node = NodeIdentity::new(control.me(), cluster, control.own_status());

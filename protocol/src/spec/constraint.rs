@@ -73,7 +73,8 @@ impl FromStr for Constraint {
     }
 }
 
-fn parse_key(key: &str) -> Result<ConstraintKey, InvalidConstraint> {
+/// Reads what is compared.
+pub(super) fn parse_key(key: &str) -> Result<ConstraintKey, InvalidConstraint> {
     let label = |prefix: &str| {
         let (head, name) = key.split_at_checked(prefix.len())?;
         (head.eq_ignore_ascii_case(prefix) && !name.is_empty()).then(|| name.to_owned())

@@ -9,10 +9,9 @@ use std::collections::BTreeSet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::constraint::Constraint;
 use super::{
-    ModeKind, NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, health, settings,
-    templates,
+    ModeKind, NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, generic, health,
+    settings, templates,
 };
 
 /// Networks of one service at most.
@@ -173,6 +172,10 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.Resources.Limits.Pids",
     "TaskTemplate.Resources.Reservations.NanoCPUs",
     "TaskTemplate.Resources.Reservations.MemoryBytes",
+    "TaskTemplate.Resources.Reservations.GenericResources.NamedResourceSpec.Kind",
+    "TaskTemplate.Resources.Reservations.GenericResources.NamedResourceSpec.Value",
+    "TaskTemplate.Resources.Reservations.GenericResources.DiscreteResourceSpec.Kind",
+    "TaskTemplate.Resources.Reservations.GenericResources.DiscreteResourceSpec.Value",
     "TaskTemplate.RestartPolicy.Condition",
     "TaskTemplate.RestartPolicy.Delay",
     "TaskTemplate.RestartPolicy.MaxAttempts",
@@ -180,6 +183,7 @@ const SUPPORTED: &[&str] = &[
     "TaskTemplate.Placement.Constraints",
     "TaskTemplate.Placement.MaxReplicas",
     "TaskTemplate.Placement.Platforms",
+    "TaskTemplate.Placement.Preferences.Spread.SpreadDescriptor",
     "TaskTemplate.Networks.Target",
     "TaskTemplate.Networks.Aliases",
     "TaskTemplate.ForceUpdate",
@@ -218,9 +222,7 @@ const NAMES: &[(&str, &str)] = &[
     ("TaskTemplate.PluginSpec", "plugin services are"),
     ("TaskTemplate.NetworkAttachmentSpec", "network attachments are"),
     ("TaskTemplate.Runtime", "task runtimes other than 'container' are"),
-    ("TaskTemplate.Placement.Preferences", "placement preferences are"),
-    ("TaskTemplate.Resources.Limits.GenericResources", "generic resources are"),
-    ("TaskTemplate.Resources.Reservations.GenericResources", "generic resources are"),
+    ("TaskTemplate.Resources.Limits.GenericResources", "limits of generic resources are"),
     ("TaskTemplate.Resources.SwapBytes", "swap limits are"),
     ("TaskTemplate.Resources.MemorySwappiness", "memory swappiness is"),
     ("TaskTemplate.ContainerSpec.Mounts.Consistency", "the consistency of mounts is"),
@@ -303,7 +305,8 @@ pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     ] {
         validate_resources(nano_cpus, memory_bytes)?;
     }
-    validate_placement(spec)?;
+    generic::validate(&resources.reservations.generic_resources)?;
+    spec.task_template.placement.validate()?;
     validate_mode(spec)?;
     let networks = spec.task_template.networks.len();
     if networks > NETWORKS_MAX {
@@ -338,17 +341,6 @@ fn validate_resources(nano_cpus: u64, memory_bytes: u64) -> Result<(), SpecError
     }
     if memory_bytes != 0 && memory_bytes < MEMORY_BYTES_MIN {
         return invalid(format!("invalid memory value {memory_bytes}: Must be at least 4MiB"));
-    }
-    Ok(())
-}
-
-fn validate_placement(spec: &ServiceSpec) -> Result<(), SpecError> {
-    let placement = &spec.task_template.placement;
-    if !placement.preferences.is_empty() {
-        return Err(SpecError::Unsupported("placement preferences are".to_owned()));
-    }
-    for text in &placement.constraints {
-        text.parse::<Constraint>().map_err(|error| SpecError::Invalid(error.to_string()))?;
     }
     Ok(())
 }

@@ -188,9 +188,10 @@ impl Control {
             // A job's work may have been done elsewhere while this node was away: it does not begin with it on its own word.
             let is_job = spec.is_some_and(|spec| spec.mode.is_job());
             let fenced = (fenced || is_job && !self.synced) && !self.faults.no_fencing;
-            let ports = task.ports.clone();
+            let (ports, generic) = (task.ports.clone(), task.generic.clone());
             let desired = task.desired;
-            let place = Wanted { service, slot, desired, template, service_name, service_labels, ports, fenced };
+            let place =
+                Wanted { service, slot, desired, template, service_name, service_labels, ports, generic, fenced };
             wanted.insert(task.id, place);
         }
         self.templates = templates;

@@ -8,13 +8,13 @@ use shoal_protocol::lease::LeaseId;
 use shoal_protocol::record::SlotName;
 use shoal_protocol::settings::TASK_HISTORY_DEFAULT;
 use shoal_protocol::spec::{Reservations, TaskTemplate};
-use shoal_protocol::value::{Slot, Value};
+use shoal_protocol::value::{NodeStatus, Slot, Value};
 use shoal_protocol::write::Write;
 use shoal_protocol::{Key, Now, ServiceId, Stamp, TaskId, TaskState};
 
 use super::Control;
 use crate::orchestrator::{self, Desired, Input, Plan, occupies};
-use crate::scheduler::{Cluster, Node};
+use crate::scheduler::{Cluster, Node, Share};
 use crate::updater;
 use crate::view::Health;
 
@@ -83,6 +83,8 @@ impl Control {
                 engine_labels: status.map(|status| status.engine_labels.clone()).unwrap_or_default(),
                 nano_cpus: status.map_or(0, |status| status.nano_cpus),
                 memory_bytes: status.map_or(0, |status| status.memory_bytes),
+                generic: status.map(|status| status.generic.clone()).unwrap_or_default(),
+                has_engine: status.is_none_or(NodeStatus::has_engine),
                 ..Node::default()
             };
             (id, node)
@@ -99,7 +101,7 @@ impl Control {
                     let template: Option<TaskTemplate> = serde_json::from_str(&task.template).ok();
                     template.map(|template| template.resources.reservations).unwrap_or_default()
                 });
-                cluster.occupy(node, service, reservations, &task.ports);
+                cluster.occupy(node, service, Share { reservations, ports: &task.ports, generic: &task.generic });
             }
         }
         cluster

@@ -41,23 +41,63 @@ pub(super) fn discard(work: &mut Work<'_, '_>, name: SlotName) {
     work.slots.insert(name, slot);
 }
 
-/// Chooses `count` slots to give up: first those that do not run, then level by level from the nodes with most tasks.
+/// Returns on which nodes tasks are that stay, for placement preferences. What an update is to replace does not, nor what runs
+/// on nodes that are lost, drained or not wanted any more: its successors are what is spread.
+pub(super) fn staying(work: &Work<'_, '_>) -> BTreeMap<NodeId, u64> {
+    let mut staying = BTreeMap::new();
+    if work.request.spread.is_empty() {
+        return staying;
+    }
+    for slot in work.slots.values() {
+        let Some(task) = slot::head(slot).and_then(|position| slot.tasks.get(position)) else { continue };
+        let Some(node) = task.node else { continue };
+        let has_ended = work.state(task).is_some_and(TaskState::is_terminal);
+        if !has_ended && !work.is_lost(task) && work.must_leave(task).is_none() && work.desired.is_run_by(task) {
+            *staying.entry(node).or_default() += 1;
+        }
+    }
+    staying
+}
+
+/// Chooses `count` slots to give up: first those that do not run, then level by level from the groups with most tasks, and in
+/// them from the nodes with most, so that those which stay are spread.
 fn surplus(work: &Work<'_, '_>, names: &[SlotName], count: usize) -> Vec<SlotName> {
-    let mut on_node: BTreeMap<NodeId, u64> = BTreeMap::new();
-    let mut ranked: Vec<(bool, u64, SlotName)> = Vec::new();
+    let mut running: Vec<(SlotName, Vec<&str>, NodeId)> = Vec::new();
+    let mut idle = Vec::new();
     for &name in names {
-        let running = work.slots.get(&name).and_then(|slot| {
+        let task = work.slots.get(&name).and_then(|slot| {
             slot.tasks.iter().find(|task| {
                 slot::is_current(task) && reported(task, &work.input) == Some(TaskState::Running) && !work.is_lost(task)
             })
         });
-        let level = running.and_then(|task| task.node).map_or(0, |node| {
-            let level = on_node.entry(node).or_default();
-            *level += 1;
-            *level
-        });
-        ranked.push((running.is_none(), level, name));
+        match task.and_then(|task| Some((task.node?, work.cluster.nodes.get(&task.node?)?))) {
+            Some((id, node)) => running.push((name, work.request.groups_of(node), id)),
+            None => idle.push(name),
+        }
     }
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
-    ranked.into_iter().take(count).map(|(_, _, name)| name).collect()
+    level(&mut running, |(_, groups, node)| (groups.clone(), *node));
+    for depth in (1..=work.request.spread.len()).rev() {
+        level(&mut running, |(_, groups, _)| groups[..depth].to_vec());
+    }
+    let running = running.into_iter().rev().map(|(name, _, _)| name);
+    idle.into_iter().rev().chain(running).take(count).collect()
+}
+
+/// Orders tasks by their place among those of their group, in which they keep their order: the first of each, the second of
+/// each, and so on. Whatever is left of them when the last ones go is spread over the groups.
+fn level<'a, K: Ord>(
+    tasks: &mut Vec<(SlotName, Vec<&'a str>, NodeId)>,
+    group: impl Fn(&(SlotName, Vec<&'a str>, NodeId)) -> K,
+) {
+    let mut counts: BTreeMap<K, u64> = BTreeMap::new();
+    let mut numbered: Vec<_> = tasks
+        .drain(..)
+        .map(|task| {
+            let count = counts.entry(group(&task)).or_default();
+            *count += 1;
+            (*count, task)
+        })
+        .collect();
+    numbered.sort_by_key(|(count, (name, ..))| (*count, *name));
+    tasks.extend(numbered.into_iter().map(|(_, task)| task));
 }

@@ -74,5 +74,6 @@ pub(super) fn trim(slot: &mut Slot, limit: u64, is_gone: impl Fn(&SlotTask) -> b
 fn weight(task: &SlotTask) -> usize {
     const PORT_BYTES: usize = 64;
     const OTHER_BYTES: usize = 128;
-    task.template.len() + task.note.len() + task.ports.len() * PORT_BYTES + OTHER_BYTES
+    let names = task.generic.variables().iter().map(String::len).sum::<usize>();
+    task.template.len() + task.note.len() + task.ports.len() * PORT_BYTES + names + OTHER_BYTES
 }

@@ -9,9 +9,10 @@ use shoal_protocol::spec::{Availability, Reservations};
 use shoal_protocol::value::{UpdateState, Value};
 
 use super::*;
-use crate::scheduler::{Node, Usage};
+use crate::scheduler::{Node, Share, Usage};
 
 mod jobs;
+mod spread;
 mod updates;
 
 const SERVICE: ServiceId = ServiceId(5);
@@ -120,7 +121,8 @@ impl World {
             let Some(node) = task.node else { continue };
             if occupies(task, self.reports.get(&(node, task.id))) {
                 let reservations: Reservations = template_of(task).unwrap().resources.reservations;
-                self.cluster.occupy(node, SERVICE, &reservations, &task.ports);
+                let share = Share { reservations: &reservations, ports: &task.ports, generic: &task.generic };
+                self.cluster.occupy(node, SERVICE, share);
             }
         }
     }

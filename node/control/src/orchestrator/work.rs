@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Availability, ModeKind, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig};
+use shoal_protocol::spec::{
+    Availability, GenericResources, ModeKind, RESTART_DELAY_NANOS_DEFAULT, RestartCondition, UpdateConfig,
+};
 use shoal_protocol::value::{Progress, Slot, SlotTask, UpdateState};
 use shoal_protocol::{NodeId, TaskId, TaskState, Time};
 
 use super::slot::{Until, head, is_current, shut_down};
 use super::{Desired, Input, Memory, Plan, global, is_gone, is_lost, replicas, reported, slot, template_of};
-use crate::scheduler::{Cluster, Node, Placer, Refusals, Request};
+use crate::scheduler::{self, Cluster, Node, Placed, Placer, Refusals, Request, Share};
 
 mod jobs;
 mod updating;
@@ -21,7 +23,7 @@ const REJECTED_DELAY_MAX: Duration = Duration::from_secs(30);
 
 pub(super) struct Work<'a, 'w> {
     pub(super) input: Input<'a>,
-    desired: &'a Desired,
+    pub(super) desired: &'a Desired,
     pub(super) cluster: &'w mut Cluster,
     memory: &'w mut Memory,
     ids: &'w mut dyn FnMut() -> TaskId,
@@ -116,7 +118,8 @@ impl<'a, 'w> Work<'a, 'w> {
     pub(super) fn free(&mut self, task: &SlotTask) {
         let Some(node) = task.node.filter(|_| is_current(task) && self.state(task).is_none()) else { return };
         let reservations = template_of(task).map(|template| template.resources.reservations).unwrap_or_default();
-        self.cluster.vacate(node, self.input.service, &reservations, &task.ports);
+        let share = Share { reservations: &reservations, ports: &task.ports, generic: &task.generic };
+        self.cluster.vacate(node, self.input.service, share);
         self.placer = None;
         self.has_freed = true;
     }
@@ -151,7 +154,7 @@ impl<'a, 'w> Work<'a, 'w> {
         self.slots.insert(name, slot);
     }
 
-    fn state(&self, task: &SlotTask) -> Option<TaskState> {
+    pub(super) fn state(&self, task: &SlotTask) -> Option<TaskState> {
         reported(task, &self.input)
     }
 
@@ -242,8 +245,9 @@ impl<'a, 'w> Work<'a, 'w> {
             task.ports.clone_from(&self.desired.ports);
         }
         match self.place(name) {
-            Ok(node) => {
-                slot.tasks[position].node = Some(node);
+            Ok(placed) => {
+                slot.tasks[position].node = Some(placed.node);
+                slot.tasks[position].generic = placed.generic;
                 slot.tasks[position].note.clear();
                 self.retire(slot, position, |work, task| {
                     work.is_lost(task) || work.state(task).is_some_and(TaskState::is_terminal)
@@ -284,7 +288,7 @@ impl<'a, 'w> Work<'a, 'w> {
 
     /// Returns why a task may not stay where it is. What a task was placed for is in its own template: an update replaces
     /// tasks of an older one at its own pace.
-    fn must_leave(&self, task: &SlotTask) -> Option<&'static str> {
+    pub(super) fn must_leave(&self, task: &SlotTask) -> Option<&'static str> {
         let id = task.node?;
         let node = self.cluster.nodes.get(&id)?;
         if global::is_drained(node) {
@@ -405,24 +409,31 @@ impl<'a, 'w> Work<'a, 'w> {
         if self.is_barred(name) {
             return;
         }
-        let placed = self.place(name);
+        let (node, generic, note) = match self.place(name) {
+            Ok(placed) => (Some(placed.node), placed.generic, String::new()),
+            Err(refusals) => (None, GenericResources::default(), refusals.to_string()),
+        };
         let task = SlotTask {
             id: (self.ids)(),
-            node: placed.as_ref().ok().copied(),
+            node,
             desired: TaskState::Running,
             created: self.input.now.wall,
             index: self.desired.index,
             template: self.desired.template.clone(),
             ports: self.desired.ports.clone(),
-            note: placed.err().map(|refusals| refusals.to_string()).unwrap_or_default(),
+            note,
             last_seen: None,
+            generic,
         };
         slot.tasks.insert(0, task);
     }
 
-    fn place(&mut self, name: SlotName) -> Result<NodeId, Refusals> {
+    fn place(&mut self, name: SlotName) -> Result<Placed, Refusals> {
         match name {
             SlotName::Replica(_) => {
+                if self.placer.is_none() {
+                    self.request.staying = replicas::staying(self);
+                }
                 let (request, cluster) = (&self.request, &mut *self.cluster);
                 self.placer.get_or_insert_with(|| Placer::new(request, cluster)).place(request, cluster)
             }
@@ -430,9 +441,7 @@ impl<'a, 'w> Work<'a, 'w> {
                 if let Some(filter) = self.request.refusal(id, self.cluster) {
                     return Err(Refusals::from(filter));
                 }
-                let (service, ports) = (self.request.service, self.request.ports);
-                self.cluster.occupy(id, service, &self.request.reservations, ports);
-                Ok(id)
+                Ok(scheduler::assign(&self.request, id, self.cluster))
             }
         }
     }

@@ -21,7 +21,9 @@ pub enum Filter {
     Constraints,
     /// The image is for another platform.
     Platform,
-    /// Too little unreserved CPU or memory.
+    /// Its driver lacks what only an engine has.
+    Driver,
+    /// Too little unreserved CPU or memory, or too few generic resources.
     Resources,
     /// Another task has a port that this one publishes on its node.
     HostPorts,
@@ -67,6 +69,7 @@ impl fmt::Display for Refusals {
                 Filter::NotAvailable => write!(f, "{count} {nodes} not available for new tasks")?,
                 Filter::Constraints => write!(f, "scheduling constraints not satisfied on {count} {nodes}")?,
                 Filter::Platform => write!(f, "unsupported platform on {count} {nodes}")?,
+                Filter::Driver => write!(f, "missing plugin on {count} {nodes}")?,
                 Filter::Resources => write!(f, "insufficient resources on {count} {nodes}")?,
                 Filter::HostPorts => write!(f, "host-mode port already in use on {count} {nodes}")?,
                 Filter::MaxReplicas => write!(f, "max replicas per node limit exceed on {count} {nodes}")?,
@@ -86,7 +89,13 @@ pub(super) fn refusal(request: &Request<'_>, id: NodeId, node: &Node, service_ta
     if node.availability != Availability::Active {
         return Some(Filter::NotAvailable);
     }
-    suits(request, id, node).or_else(|| has_no_room(request, node, service_tasks))
+    if let Some(filter) = suits(request, id, node) {
+        return Some(filter);
+    }
+    if request.needs_engine && !node.has_engine {
+        return Some(Filter::Driver);
+    }
+    has_no_room(request, node, service_tasks)
 }
 
 /// Returns why a node is none of those that the service wants, whatever its health and load.
@@ -104,6 +113,7 @@ fn has_no_room(request: &Request<'_>, node: &Node, service_tasks: u64) -> Option
     let (wanted, usage) = (&request.reservations, &node.usage);
     if lacks(wanted.nano_cpus, usage.nano_cpus, node.nano_cpus)
         || lacks(wanted.memory_bytes, usage.memory_bytes, node.memory_bytes)
+        || !usage.generic.leaves(&request.generic, &node.generic)
     {
         return Some(Filter::Resources);
     }

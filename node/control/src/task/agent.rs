@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{PortConfig, Reservations, TaskTemplate};
+use shoal_protocol::spec::{GenericResources, PortConfig, TaskTemplate};
 use shoal_protocol::value::{NodeStatus, TaskReport};
 use shoal_protocol::{ClusterId, NodeId, Now, ServiceId, TaskId, TaskState, Time};
 
-use super::admission::{self, Admission, Claims, Holding};
+use super::admission::{self, Admission, Capacity, Claims, Holding};
 use super::life::{self, Call, Container, Goal, Life};
 use super::{DriverCall, DriverReport, Found, FoundState, plan};
 
@@ -33,14 +33,14 @@ pub struct NodeIdentity {
     /// Its cluster.
     pub cluster: ClusterId,
     /// What it can give to tasks.
-    pub capacity: Reservations,
+    pub capacity: Capacity,
 }
 
 impl NodeIdentity {
     /// Returns who and what a node is that says `status` of itself.
     pub fn new(id: NodeId, cluster: ClusterId, status: &NodeStatus) -> Self {
-        let NodeStatus { hostname, os, architecture, nano_cpus, memory_bytes, .. } = status.clone();
-        Self { id, hostname, os, architecture, cluster, capacity: Reservations { nano_cpus, memory_bytes } }
+        let NodeStatus { hostname, os, architecture, .. } = status.clone();
+        Self { id, hostname, os, architecture, cluster, capacity: Capacity::of(status) }
     }
 }
 
@@ -61,6 +61,8 @@ pub struct Wanted {
     pub service_labels: BTreeMap<String, String>,
     /// The service's published ports.
     pub ports: Vec<PortConfig>,
+    /// The generic resources of this node that it was given.
+    pub generic: GenericResources,
     /// Whether the slot was written under an older epoch than the highest that is known, or is of a job and no manager's document
     /// was seen since the start: a task is not started on its word. One that runs is kept, and one that is to end ends, since no
     /// later writer takes that back.
@@ -143,7 +145,7 @@ impl Agent {
     }
 
     /// Takes over what the node can give to tasks from now on.
-    pub fn set_capacity(&mut self, capacity: Reservations) {
+    pub fn set_capacity(&mut self, capacity: Capacity) {
         self.node.capacity = capacity;
     }
 
@@ -318,7 +320,7 @@ impl Entry {
         self.wanted = wanted;
         let Some(wanted) = &self.wanted else { return };
         if let Ok(template) = &wanted.template {
-            self.claims = Claims::new(&template.resources.reservations, &wanted.ports);
+            self.claims = Claims::new(&template.resources.reservations, &wanted.ports, &wanted.generic);
         }
         let told_to_end = wanted.desired > TaskState::Running;
         if let Some(found) = self.found.take()

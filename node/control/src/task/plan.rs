@@ -64,6 +64,7 @@ pub fn container_plan(
     };
     let spec = templates::expand(&template.container_spec, &context).map_err(|error| error.to_string())?;
     let mut env = spec.env.clone();
+    env.extend(wanted.generic.variables());
     env.extend([
         format!("SHOAL_NODE_ID={}", node.id),
         format!("SHOAL_NODE_HOSTNAME={}", node.hostname),

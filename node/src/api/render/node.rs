@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use shoal_protocol::spec::GenericResource;
 use shoal_protocol::token::Role;
 
 use super::{TlsInfo, Version, raw};
@@ -50,6 +51,8 @@ struct Resources {
     nano_cpus: u64,
     #[serde(rename = "MemoryBytes")]
     memory_bytes: u64,
+    #[serde(rename = "GenericResources", skip_serializing_if = "Vec::is_empty")]
+    generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,7 +108,11 @@ pub fn node(view: &NodeView, tls: &TlsInfo) -> Node {
         description: Description {
             hostname: status.hostname,
             platform: Platform { architecture: status.architecture, os: status.os },
-            resources: Resources { nano_cpus: status.nano_cpus, memory_bytes: status.memory_bytes },
+            resources: Resources {
+                nano_cpus: status.nano_cpus,
+                memory_bytes: status.memory_bytes,
+                generic_resources: status.generic.list(),
+            },
             engine: Engine {
                 engine_version: status.version,
                 labels: status.engine_labels,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use shoal_protocol::TaskState;
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{PortConfig, PublishMode};
+use shoal_protocol::spec::{GenericResource, PortConfig, PublishMode};
 use shoal_protocol::value::TaskReport;
 
 use super::{Version, iteration, raw};
@@ -34,6 +34,11 @@ pub struct Task {
     #[serde(skip_serializing_if = "Option::is_none")]
     job_iteration: Option<Version>,
     networks_attachments: [(); 0],
+    /// What Docker's engine and its own client call the next field, which has its name from the description of the API.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    generic_resources: Vec<GenericResource>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    assigned_generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +103,8 @@ pub fn task(view: &TaskView) -> Task {
         desired_state: view.desired().name(),
         job_iteration: view.is_job.then(|| Version { index: iteration(task.index) }),
         networks_attachments: [],
+        generic_resources: task.generic.list(),
+        assigned_generic_resources: task.generic.list(),
     }
 }
 

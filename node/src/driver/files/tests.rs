@@ -1,9 +1,10 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use shoal_control::task::admission::Capacity;
 use shoal_control::task::plan::container_plan;
 use shoal_control::task::{NodeIdentity, Wanted};
 use shoal_protocol::record::SlotName;
-use shoal_protocol::spec::{Reservations, TaskTemplate};
+use shoal_protocol::spec::TaskTemplate;
 use shoal_protocol::{ClusterId, Kind, ServiceId, TaskState};
 
 use super::*;
@@ -17,7 +18,7 @@ fn node() -> NodeIdentity {
         os: "linux".to_owned(),
         architecture: "x86_64".to_owned(),
         cluster: ClusterId(1),
-        capacity: Reservations::default(),
+        capacity: Capacity::default(),
     }
 }
 
@@ -31,6 +32,7 @@ fn plan(node: &NodeIdentity, files: &[(u128, u32)]) -> ContainerPlan {
         service_name: "web".to_owned(),
         service_labels: BTreeMap::new(),
         ports: Vec::new(),
+        generic: Default::default(),
         fenced: false,
     };
     let mut plan = container_plan(TaskId(1), &wanted, &template, node).unwrap();

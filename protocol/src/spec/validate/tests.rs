@@ -32,6 +32,8 @@ fn what_is_acted_on_passes() {
         r#"{"TaskTemplate":{"Networks":[],"LogDriver":null,"ContainerSpec":{"Mounts":null,"Healthcheck":{},"OomScoreAdj":0}}}"#,
         r#"{"TaskTemplate":{"Resources":{"Limits":{"MemoryBytes":4194304,"NanoCPUs":1000000,"Pids":5}}}}"#,
         r#"{"TaskTemplate":{"Placement":{"Constraints":["node.role == worker"],"MaxReplicas":2}}}"#,
+        r#"{"TaskTemplate":{"Placement":{"Preferences":[{"Spread":{"SpreadDescriptor":"node.labels.zone"}}]}}}"#,
+        r#"{"TaskTemplate":{"Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":2}}]}}}}"#,
         r#"{"TaskTemplate":{"RestartPolicy":{"Condition":"on-failure","Delay":1,"MaxAttempts":3}}}"#,
         r#"{"Mode":{"Replicated":null,"Global":{}}}"#,
         r#"{"Mode":{"Replicated":null,"GlobalJob":{}}}"#,
@@ -68,6 +70,26 @@ fn jobs_that_make_no_sense_are_refused() {
         (
             r#"{"Mode":{"Replicated":null,"ReplicatedJob":{}},"RollbackConfig":{}}"#,
             "Jobs may not have a rollback config",
+        ),
+    ] {
+        assert_eq!(ServiceSpec::parse(&spec(patch)), Err(SpecError::Invalid(want.to_owned())), "{patch}");
+    }
+}
+
+#[test]
+fn placement_and_resources_that_make_no_sense_are_refused() {
+    for (patch, want) in [
+        (
+            r#"{"TaskTemplate":{"Placement":{"Preferences":[{"Spread":{"SpreadDescriptor":"node.hostname"}}]}}}"#,
+            "placement preference: cannot spread over 'node.hostname': expected node.labels.NAME or engine.labels.NAME",
+        ),
+        (
+            r#"{"TaskTemplate":{"Placement":{"Preferences":[{},{},{},{},{},{},{},{},{}]}}}"#,
+            "9 placement preferences are more than the limit of 8",
+        ),
+        (
+            r#"{"TaskTemplate":{"Resources":{"Reservations":{"GenericResources":[{"NamedResourceSpec":{"Kind":"gpu","Value":"a"}}]}}}}"#,
+            "invalid argument for resource gpu",
         ),
     ] {
         assert_eq!(ServiceSpec::parse(&spec(patch)), Err(SpecError::Invalid(want.to_owned())), "{patch}");
@@ -150,10 +172,14 @@ fn what_is_not_acted_on_is_refused_by_name() {
         (container(r#""DNSConfig":{"Novelty":1}"#), "TaskTemplate.ContainerSpec.DNSConfig.Novelty is"),
         (container(r#""Ulimits":[{"Novelty":1}]"#), "TaskTemplate.ContainerSpec.Ulimits.Novelty is"),
         (r#"{"TaskTemplate":{"Runtime":"plugin"}}"#.to_owned(), "task runtimes other than 'container' are"),
-        (r#"{"TaskTemplate":{"Placement":{"Preferences":[{}]}}}"#.to_owned(), "placement preferences are"),
         (
-            r#"{"TaskTemplate":{"Resources":{"Reservations":{"GenericResources":[{}]}}}}"#.to_owned(),
-            "generic resources are",
+            r#"{"TaskTemplate":{"Placement":{"Preferences":[{"Spread":{"Novelty":1}}]}}}"#.to_owned(),
+            "TaskTemplate.Placement.Preferences.Spread.Novelty is",
+        ),
+        (
+            r#"{"TaskTemplate":{"Resources":{"Limits":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu"}}]}}}}"#
+                .to_owned(),
+            "limits of generic resources are",
         ),
         (r#"{"EndpointSpec":{"Ports":[{"TargetPort":53,"Protocol":"sctp"}]}}"#.to_owned(), "sctp ports are"),
         (r#"{"Novelty":{"A":1}}"#.to_owned(), "Novelty is"),

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use shoal_protocol::WallTime;
-use shoal_protocol::spec::{ContainerSpec, PublishMode, Resources};
+use shoal_protocol::spec::{ContainerSpec, PublishMode, Reservations, Resources};
 
 use super::*;
 use crate::task::health::HealthStatus;
@@ -17,7 +17,7 @@ fn agent() -> Agent {
         os: "linux".to_owned(),
         architecture: "x86_64".to_owned(),
         cluster: ClusterId(9),
-        capacity: Reservations { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30 },
+        capacity: Capacity { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30, ..Capacity::default() },
     })
 }
 
@@ -36,7 +36,10 @@ fn template(memory_bytes: u64) -> TaskTemplate {
             labels: BTreeMap::from([("tier".to_owned(), "front".to_owned())]),
             ..ContainerSpec::default()
         },
-        resources: Resources { reservations: Reservations { nano_cpus: 0, memory_bytes }, ..Resources::default() },
+        resources: Resources {
+            reservations: Reservations { memory_bytes, ..Reservations::default() },
+            ..Resources::default()
+        },
         ..TaskTemplate::default()
     }
 }
@@ -50,6 +53,7 @@ fn wanted(desired: TaskState) -> Wanted {
         service_name: "web".to_owned(),
         service_labels: BTreeMap::new(),
         ports: Vec::new(),
+        generic: GenericResources::default(),
         fenced: false,
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod mounts;
 mod networks;
 mod output;
+mod placement;
 mod ports;
 mod progress;
 mod settings;

@@ -1,7 +1,7 @@
 //! What the commands read of the API's answers. Source: Docker Engine API v1.50; unknown fields are passed over.
 
 use serde::{Deserialize, Deserializer};
-use shoal_protocol::spec::{NodeSpec, PortConfig, ServiceSpec, TaskTemplate};
+use shoal_protocol::spec::{GenericResource, NodeSpec, PortConfig, ServiceSpec, TaskTemplate};
 
 /// Reads JSON's `null` as the default value, as Go's decoder does.
 fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
@@ -55,6 +55,8 @@ pub(crate) struct NodeResources {
     pub(crate) nano_cpus: u64,
     #[serde(rename = "MemoryBytes")]
     pub(crate) memory_bytes: u64,
+    #[serde(rename = "GenericResources", deserialize_with = "null_as_default")]
+    pub(crate) generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -26,6 +26,9 @@ pub(crate) struct SpecArgs {
     /// Number of job tasks to run concurrently (default equal to --replicas)
     #[arg(long, value_name = "N")]
     max_concurrent: Option<u64>,
+    /// Endpoint mode (vip or dnsrr)
+    #[arg(long, value_parser = ["vip", "dnsrr"], value_name = "MODE")]
+    endpoint_mode: Option<String>,
     /// Maximum number of tasks per node (0 = unlimited)
     #[arg(long, value_name = "N")]
     replicas_max_per_node: Option<u64>,
@@ -137,6 +140,7 @@ impl SpecArgs {
     /// Writes what the flags say into a spec.
     pub(crate) fn apply(&self, spec: &mut Value) -> Result<(), CliError> {
         self.apply_mode(spec)?;
+        set(spec, &["EndpointSpec", "Mode"], self.endpoint_mode.clone());
         self.apply_resources(spec);
         self.apply_restart(spec)?;
         self.apply_update(spec);

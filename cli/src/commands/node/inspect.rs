@@ -12,6 +12,7 @@ use crate::error::CliError;
 use crate::inspect;
 use crate::model::Node;
 use crate::output::{capital, print};
+use crate::placement::generic;
 use crate::time::go_time;
 use crate::units::{bytes_size, cpus};
 
@@ -84,6 +85,10 @@ fn write_pretty(text: &mut String, node: &Node) -> std::fmt::Result {
     let resources = &node.description.resources;
     writeln!(text, "Resources:\n CPUs:\t\t\t{}", cpus(resources.nano_cpus))?;
     writeln!(text, " Memory:\t\t{}", bytes_size(resources.memory_bytes))?;
+    if !resources.generic_resources.is_empty() {
+        // Docker's client leaves them out.
+        writeln!(text, " Generic:\t\t{}", generic(&resources.generic_resources))?;
+    }
     let mut plugins: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for plugin in &node.description.engine.plugins {
         plugins.entry(&plugin.r#type).or_default().push(&plugin.name);
@@ -139,7 +144,9 @@ mod tests {
             "CreatedAt": "2026-11-23T01:51:42.5Z",
             "Spec": {"Labels": {"zone": "a", "disk": "ssd"}, "Role": "manager", "Availability": "pause"},
             "Description": {"Hostname": "n1", "Platform": {"Architecture": "x86_64", "OS": "linux"},
-                "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64},
+                "Resources": {"NanoCPUs": 2_000_000_000u64, "MemoryBytes": 25_276_502_016u64,
+                    "GenericResources": [{"NamedResourceSpec": {"Kind": "gpu", "Value": "UUID1"}}, {"NamedResourceSpec":
+                    {"Kind": "gpu", "Value": "UUID2"}}, {"DiscreteResourceSpec": {"Kind": "ssd", "Value": 3}}]},
                 "Engine": {"EngineVersion": "0.1.0", "Labels": {"gpu": "no"}, "Plugins": [{"Type": "Log", "Name": "local"},
                     {"Type": "Driver", "Name": "embedded 0.1.0"}, {"Type": "Log", "Name": "syslog"}]},
                 "TLSInfo": {"TrustRoot": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",

@@ -15,6 +15,7 @@ use crate::model::Created;
 use crate::mounts::{self, MountFlag};
 use crate::networks::{self, NetworkFlag};
 use crate::output::print;
+use crate::placement::NewPlacementArgs;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
 use crate::settings::NewSettingArgs;
@@ -61,6 +62,8 @@ pub(crate) struct CreateArgs {
     network: Vec<NetworkFlag>,
     #[command(flatten)]
     settings: NewSettingArgs,
+    #[command(flatten)]
+    placement: NewPlacementArgs,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -135,6 +138,7 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     spec::change_ports(&mut spec, &[], &ports)?;
     mounts::change(&mut spec, &[], &args.mount)?;
     args.settings.apply(&mut spec);
+    args.placement.apply(&mut spec)?;
     args.spec.apply(&mut spec)?;
     if let Some(job) = spec["Mode"].get_mut("ReplicatedJob")
         && job["MaxConcurrent"].is_null()
@@ -221,7 +225,7 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_supported_are_refused_by_name() {
-        for flag in ["--placement-pref", "--generic-resource"] {
+        for flag in ["--credential-spec", "--isolation"] {
             let error = Probe::try_parse_from(["create", flag, "x", "image"]).err().unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag), "{error}");

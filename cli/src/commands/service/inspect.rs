@@ -6,7 +6,7 @@ use serde_json::Value;
 use shoal_protocol::Kind;
 use shoal_protocol::spec::settings::Ulimit;
 use shoal_protocol::spec::{
-    ContainerSpec, Healthcheck, LogDriver, ModeKind, PublishMode, Resources, Settings, UpdateConfig,
+    ContainerSpec, Healthcheck, LogDriver, ModeKind, PublishMode, Reservations, Resources, Settings, UpdateConfig,
 };
 
 use crate::client::{Client, escape};
@@ -16,6 +16,7 @@ use crate::inspect;
 use crate::model::{Service, UpdateStatus};
 use crate::networks;
 use crate::output::print;
+use crate::placement::generic;
 use crate::time;
 use crate::units::{bytes_size, cpus, go_duration};
 
@@ -89,6 +90,11 @@ fn pretty(text: &mut String, service: &Service, networks: &[String]) -> std::fmt
     let placement = &spec.task_template.placement;
     if !placement.constraints.is_empty() {
         writeln!(text, " Constraints:\t[{}]", placement.constraints.join(" "))?;
+    }
+    let spreads = placement.preferences.iter().filter_map(|preference| preference.spread.as_ref());
+    let spreads: Vec<String> = spreads.map(|spread| format!("spread={}", spread.spread_descriptor)).collect();
+    if !spreads.is_empty() {
+        writeln!(text, " Preferences:   [{}]", spreads.join(" "))?;
     }
     if placement.max_replicas > 0 {
         writeln!(text, " Max Replicas Per Node:   {}", placement.max_replicas)?;
@@ -243,9 +249,13 @@ fn log_driver(text: &mut String, driver: &LogDriver) -> std::fmt::Result {
 fn resources(text: &mut String, resources: &Resources) -> std::fmt::Result {
     writeln!(text, "Resources:")?;
     let reserved = &resources.reservations;
-    if reserved.nano_cpus > 0 || reserved.memory_bytes > 0 {
+    if *reserved != Reservations::default() {
         writeln!(text, " Reservations:")?;
         amounts(text, reserved.nano_cpus, reserved.memory_bytes)?;
+    }
+    if !reserved.generic_resources.is_empty() {
+        // Docker's client leaves them out.
+        writeln!(text, "  Generic:\t{}", generic(&reserved.generic_resources))?;
     }
     let limits = &resources.limits;
     if limits.nano_cpus > 0 || limits.memory_bytes > 0 || limits.pids > 0 {
@@ -313,10 +323,11 @@ mod tests {
             "CapabilityDrop": ["ALL"], "Sysctls": {"net.core.somaxconn": "7"}, "Ulimits": [{"Name": "nofile", "Soft": 1,
             "Hard": 2}]}, "LogDriver": {"Name": "json-file", "Options": {"max-size": "1m"}}, "Resources":
             {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864, "Pids": 100}, "Reservations":
-            {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432}}, "Placement": {"Constraints": ["node.role==worker",
-            "node.labels.zone==a"], "MaxReplicas": 2}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,
+            {"NanoCPUs": 250_000_000, "MemoryBytes": 33_554_432, "GenericResources": [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 2}}]}}, "Placement": {"Constraints": ["node.role==worker",
+            "node.labels.zone==a"], "MaxReplicas": 2, "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.zone"}},
+            {"Spread": {"SpreadDescriptor": "engine.labels.rack"}}]}}, "Mode": {"Global": {}}, "UpdateConfig": {"Parallelism": 2,
             "Delay": 10_000_000_000u64, "FailureAction": "continue", "Monitor": 5_000_000_000u64, "MaxFailureRatio": 0.25,
-            "Order": "start-first"}, "EndpointSpec": {"Mode": "vip"}}, "UpdateStatus": {"State": "completed",
+            "Order": "start-first"}, "EndpointSpec": {"Mode": "dnsrr"}}, "UpdateStatus": {"State": "completed",
             "StartedAt": "1970-01-01T00:00:00Z", "Message": "update completed"}, "Endpoint": {"Ports": [{"Protocol": "tcp",
             "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}}))
         .unwrap();

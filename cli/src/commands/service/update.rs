@@ -12,6 +12,7 @@ use crate::model::Updated;
 use crate::mounts::{self, MountFlag};
 use crate::networks::{self, NetworkFlag};
 use crate::output::print;
+use crate::placement::ChangedPlacementArgs;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
 use crate::settings::ChangedSettingArgs;
@@ -89,6 +90,8 @@ pub(crate) struct UpdateArgs {
     rollback: bool,
     #[command(flatten)]
     settings: ChangedSettingArgs,
+    #[command(flatten)]
+    placement: ChangedPlacementArgs,
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
@@ -180,6 +183,7 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
     mounts::change(spec, &args.mount_rm, &args.mount_add)?;
     args.settings.apply(spec);
+    args.placement.apply(spec)?;
     args.spec.apply(spec)?;
     if args.force {
         let count = slot(spec, &["TaskTemplate", "ForceUpdate"]);

@@ -16,10 +16,11 @@ pub(super) struct Rank {
     pub(super) suspect: bool,
     pub(super) avoided: bool,
     pub(super) service_tasks: u64,
-    reserved_tenths: u64,
+    reserved_tenths: u16,
     tasks_per_1000_cores: u64,
-    reserved_thousandths: u64,
-    free: Reverse<(u64, u64)>,
+    reserved_thousandths: u16,
+    /// Thousandths of a core, then MiB.
+    free: Reverse<(u32, u32)>,
     pub(super) id: NodeId,
 }
 
@@ -38,13 +39,18 @@ pub(super) fn rank(request: &Request<'_>, id: NodeId, node: &Node, service_tasks
         tasks_per_1000_cores: usage.tasks.saturating_mul(1000 * NANOS_PER_CORE) / nano_cpus,
         reserved_thousandths: reserved,
         free: Reverse((
-            node.nano_cpus.saturating_sub(usage.nano_cpus),
-            node.memory_bytes.saturating_sub(usage.memory_bytes),
+            left(usage.nano_cpus, node.nano_cpus, NANOS_PER_CORE / 1000),
+            left(usage.memory_bytes, node.memory_bytes, 1 << 20),
         )),
         id,
     }
 }
 
-fn thousandths(used: u64, all: u64) -> u64 {
-    used.saturating_mul(1000).checked_div(all).unwrap_or(0)
+fn thousandths(used: u64, all: u64) -> u16 {
+    let share = used.saturating_mul(1000).checked_div(all).unwrap_or(0);
+    u16::try_from(share).unwrap_or(u16::MAX)
+}
+
+fn left(used: u64, all: u64, unit: u64) -> u32 {
+    u32::try_from(all.saturating_sub(used) / unit).unwrap_or(u32::MAX)
 }

@@ -20,6 +20,7 @@ mod lock;
 mod outcasts;
 mod page;
 mod pauses;
+mod placement;
 mod ports;
 mod rejoin;
 mod roles;

@@ -73,6 +73,7 @@ pub fn info(node: &NodeStatus, snapshot: Option<&Snapshot>, is_locked: bool) -> 
         "Plugins": {"Volume": [], "Network": [], "Authorization": null, "Log": []},
         "SecurityOptions": [],
         "Warnings": [],
+        "GenericResources": if node.generic.is_empty() { Value::Null } else { json!(node.generic.list()) },
         "Swarm": swarm_info(node, snapshot, is_locked),
     })
 }
@@ -139,6 +140,7 @@ pub fn info_with_engine(own: Value, engine: Result<Value, String>) -> Value {
             engine["Swarm"] = own["Swarm"].clone();
             engine["Name"] = own["Name"].clone();
             engine["Labels"] = json!(labels);
+            engine["GenericResources"] = own["GenericResources"].clone();
             engine
         }
         said => {

@@ -60,6 +60,7 @@ fn resources(lab: &Lab) -> Result<()> {
     let given = variables(lab)?;
     ensure!(given == BTreeSet::from(["UUID1".to_owned(), "UUID2".to_owned()]), "{given:?}");
 
+    shoal.ok(&["service", "scale", "gpus=1"])?;
     shoal.ok(&["service", "update", "--detach", "--generic-resource-add", "gpu=2", "gpus"])?;
     wait_until("one task has both", WAIT, || Ok(variables(lab)? == BTreeSet::from(["UUID1,UUID2".to_owned()])))?;
     Ok(())

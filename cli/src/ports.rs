@@ -1,22 +1,28 @@
 //! Published ports: the short and long notation of `--publish`, and how listings show them.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, Transport, proxy_label};
+use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, Transport, proxy_label, publish_label};
 
 /// Ports that one `--publish` may name at most.
 const RANGE_MAX: usize = 1024;
 
-/// The ports that one `--publish` names, and by which header their tasks are told who the client is.
+/// The ports that one `--publish` names, by which header their tasks are told who the client is, and on which address nodes open
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Publish(pub(crate) Vec<PortConfig>, pub(crate) Option<ProxyVersion>);
+pub(crate) struct Publish(pub(crate) Vec<PortConfig>, pub(crate) Option<ProxyVersion>, pub(crate) Option<IpAddr>);
 
 impl Publish {
-    /// Returns the labels by which the header is asked for.
+    /// Returns the labels by which header and address are asked for.
     pub(crate) fn labels(&self) -> Vec<String> {
-        let named = self.1.map(|version| self.0.iter().map(move |port| (port.published_port, version)));
-        named.into_iter().flatten().map(|(port, version)| format!("{}={}", proxy_label(port), version.name())).collect()
+        let header = |port: &PortConfig| {
+            self.1.map(|version| format!("{}={}", proxy_label(port.published_port), version.name()))
+        };
+        let address =
+            |port: &PortConfig| self.2.map(|address| format!("{}={address}", publish_label(port.published())));
+        self.0.iter().flat_map(|port| header(port).into_iter().chain(address(port))).collect()
     }
 }
 
@@ -25,9 +31,9 @@ impl FromStr for Publish {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.contains('=') {
-            long(text).map(|(port, proxy)| Self(vec![port], proxy))
+            long(text).map(|(port, proxy)| Self(vec![port], proxy, None))
         } else {
-            short(text).map(|ports| Self(ports, None))
+            short(text).map(|(ports, address)| Self(ports, None, address))
         }
     }
 }
@@ -67,18 +73,21 @@ fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
     Ok((port, proxy))
 }
 
-/// Reads `[published:]target[/protocol]`, where both may be ranges of one length.
-fn short(text: &str) -> Result<Vec<PortConfig>, String> {
+/// Reads `[[address:]published:]target[/protocol]`, where both ports may be ranges of one length. The address is shoal's own:
+/// Docker's client refuses it for services.
+fn short(text: &str) -> Result<(Vec<PortConfig>, Option<IpAddr>), String> {
     let (ports, protocol_name) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol(protocol_name)?;
+    let mut address = None;
     let (published, target) = match ports.rsplit_once(':') {
         None => (None, ports),
-        Some((published, _)) if published.contains(':') => {
-            return Err(
-                "an address to publish on is not supported: shoald --publish-addr sets it for a node".to_owned()
-            );
-        }
-        Some((published, target)) => (Some(range(published)?), target),
+        Some((published, target)) => match published.rsplit_once(':') {
+            None => (Some(range(published)?), target),
+            Some((host, published)) => {
+                address = Some(read_address(host)?);
+                (Some(range(published)?), target)
+            }
+        },
     };
     let targets = range(target)?;
     let count = targets.clone().count();
@@ -86,14 +95,24 @@ fn short(text: &str) -> Result<Vec<PortConfig>, String> {
         return Err(format!("ranges must be equally long and of at most {RANGE_MAX} ports"));
     }
     let mut published = published.map(RangeInclusive::into_iter);
-    Ok(targets
+    let ports = targets
         .map(|target_port| PortConfig {
             protocol: protocol.clone(),
             target_port,
             published_port: published.as_mut().and_then(Iterator::next).unwrap_or(0),
             ..PortConfig::default()
         })
-        .collect())
+        .collect();
+    Ok((ports, address))
+}
+
+fn read_address(text: &str) -> Result<IpAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let address = match bare {
+        Some(bare) => bare.parse().ok().filter(IpAddr::is_ipv6),
+        None => text.parse().ok().filter(IpAddr::is_ipv4),
+    };
+    address.ok_or_else(|| format!("'{text}' is not an address to publish on: expected such as 127.0.0.1 or [::1]"))
 }
 
 fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -163,10 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_asked_for_by_a_label() {
+    fn a_header_and_an_address_are_asked_for_by_labels() {
         let labels = |text: &str| text.parse::<Publish>().unwrap().labels();
         assert_eq!(labels("published=8080,target=80,proxy=v2"), ["shoal.proxy.8080=v2"]);
         assert_eq!(labels("published=8080,target=80"), [""; 0]);
+        assert_eq!(labels("127.0.0.1:8080:80"), ["shoal.publish.8080=127.0.0.1"]);
+        assert_eq!(labels("[::1]:53-54:53-54/udp"), ["shoal.publish.53/udp=::1", "shoal.publish.54/udp=::1"]);
     }
 
     #[test]
@@ -175,7 +196,10 @@ mod tests {
             ("", "not a port"),
             ("0:80", "not a port"),
             ("80:70000", "not a port"),
-            ("1.2.3.4:80:80", "not supported"),
+            ("localhost:80:80", "'localhost' is not an address to publish on"),
+            ("::1:80:80", "'::1' is not an address to publish on"),
+            ("[127.0.0.1]:80:80", "is not an address to publish on"),
+            ("127.0.0.1::80", "not a port"),
             ("53:53/sctp", "not supported yet"),
             ("80/xyz", "not a protocol"),
             ("1-3:1-2", "equally long"),

@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use shoal_protocol::spec::{PortConfig, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port};
+use shoal_protocol::spec::{
+    PortConfig, PublishedPort, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port, publish_port,
+};
 
 use crate::error::CliError;
 use crate::health::HealthArgs;
@@ -346,8 +348,8 @@ pub(crate) fn change_labels(spec: &mut Value, path: &[&str], remove: &[String], 
     }
 }
 
-/// Removes the labels that ask for a PROXY header on ports which are to be removed by target.
-pub(crate) fn forget_proxies(spec: &mut Value, remove: &[PortConfig]) {
+/// Removes the labels about ports which are to be removed by target: a PROXY header, an address.
+pub(crate) fn forget_ports(spec: &mut Value, remove: &[PortConfig]) {
     if remove.is_empty() {
         return;
     }
@@ -356,9 +358,10 @@ pub(crate) fn forget_proxies(spec: &mut Value, remove: &[PortConfig]) {
     let is_gone = |port: &PortConfig| {
         remove.iter().any(|gone| gone.target_port == port.target_port && gone.transport() == port.transport())
     };
-    let gone: Vec<u16> = ports.iter().filter(|port| is_gone(port)).map(|port| port.published_port).collect();
+    let gone: Vec<PublishedPort> = ports.iter().filter(|port| is_gone(port)).map(PortConfig::published).collect();
     if let Some(labels) = slot(spec, &["Labels"]).as_object_mut() {
-        labels.retain(|label, _| !proxy_port(label).is_some_and(|port| gone.contains(&port)));
+        let port_of = |label: &str| proxy_port(label).map(PublishedPort::tcp).or_else(|| publish_port(label));
+        labels.retain(|label, _| !port_of(label).is_some_and(|port| gone.contains(&port)));
     }
 }
 
@@ -459,9 +462,9 @@ mod tests {
 
     #[test]
     fn a_port_that_goes_takes_its_label_along() {
-        let mut spec = json!({"Labels": {"shoal.proxy.80": "v1", "shoal.proxy.90": "v2", "a": "b"}, "EndpointSpec": {"Ports": [
+        let mut spec = json!({"Labels": {"shoal.proxy.80": "v1", "shoal.proxy.90": "v2", "shoal.publish.80": "::1", "a": "b"}, "EndpointSpec": {"Ports": [
             {"TargetPort": 8080, "PublishedPort": 80}, {"TargetPort": 9090, "PublishedPort": 90}]}});
-        forget_proxies(&mut spec, &ports(&["8080"]));
+        forget_ports(&mut spec, &ports(&["8080"]));
         assert_eq!(spec["Labels"], json!({"shoal.proxy.90": "v2", "a": "b"}));
     }
 

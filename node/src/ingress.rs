@@ -252,8 +252,11 @@ async fn follow(shared: Arc<Shared>, mut changes: watch::Receiver<Wanted>) {
     let mut listening: BTreeMap<PublishedPort, Listening> = BTreeMap::new();
     loop {
         let routes = routes_of(&changes.borrow_and_update(), shared.config.node);
+        let stays = |published: &PublishedPort, open: &Listening| {
+            routes.get(published).is_some_and(|route| route.address == open.port.address)
+        };
         let unwanted: Vec<PublishedPort> =
-            listening.keys().filter(|port| !routes.contains_key(port)).copied().collect();
+            listening.iter().filter(|(published, open)| !stays(published, open)).map(|(port, _)| *port).collect();
         for published in unwanted {
             close(&shared, published, listening.remove(&published)).await;
         }
@@ -321,7 +324,12 @@ async fn close(shared: &Shared, published: PublishedPort, listening: Option<List
 fn routes_of(wanted: &Wanted, here: NodeId) -> RouteTable {
     let host_route = |address: &SocketAddr| {
         let backend = Backend { node: here, address: address.ip(), port: address.port(), suspect: false };
-        Route { service: ServiceId::default(), proxy: None, backends: BTreeMap::from([(TaskId::default(), backend)]) }
+        Route {
+            service: ServiceId::default(),
+            proxy: None,
+            address: None,
+            backends: BTreeMap::from([(TaskId::default(), backend)]),
+        }
     };
     let mut routes: RouteTable = wanted.host.iter().map(|(port, address)| (*port, host_route(address))).collect();
     routes.extend(wanted.table.clone());

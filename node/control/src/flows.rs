@@ -262,7 +262,12 @@ mod tests {
     #[test]
     fn a_flow_leaves_a_backend_that_failed_or_went() {
         let backend = Backend { node: NodeId(1), address: [10, 0, 0, 9].into(), port: 53, suspect: true };
-        let route = Route { service: ServiceId(1), proxy: None, backends: BTreeMap::from([(TaskId(1), backend)]) };
+        let route = Route {
+            service: ServiceId(1),
+            proxy: None,
+            address: None,
+            backends: BTreeMap::from([(TaskId(1), backend)]),
+        };
         let mut balancer = Balancer::default();
         assert!(stays(TaskId(1), &route, &balancer, at(0)), "suspicion alone moves nothing");
         assert!(!stays(TaskId(2), &route, &balancer, at(0)));

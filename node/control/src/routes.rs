@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, PublishedPort, Transport, proxies};
+use shoal_protocol::spec::{
+    PortConfig, ProxyVersion, PublishMode, PublishedPort, Transport, proxies, publish_addresses,
+};
 use shoal_protocol::value::SlotTask;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState};
 
@@ -22,6 +24,8 @@ pub struct Route {
     pub service: ServiceId,
     /// By which header the tasks are told who the client is, if they are.
     pub proxy: Option<ProxyVersion>,
+    /// On which address alone nodes open it; `None` means where they open all.
+    pub address: Option<IpAddr>,
     /// Healthy running tasks.
     pub backends: BTreeMap<TaskId, Backend>,
 }
@@ -51,10 +55,10 @@ pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTab
         if ports.is_empty() {
             continue;
         }
-        let proxies = proxies(&spec.labels);
+        let (proxies, addresses) = (proxies(&spec.labels), publish_addresses(&spec.labels));
         let route = |published: PublishedPort| {
             let proxy = proxies.get(&published.number).copied().filter(|_| published.transport == Transport::Tcp);
-            Route { service, proxy, backends: BTreeMap::new() }
+            Route { service, proxy, address: addresses.get(&published).copied(), backends: BTreeMap::new() }
         };
         let mut routes: RouteTable = ports.iter().map(|port| (port.published(), route(port.published()))).collect();
         for (_, slot) in store.slots(service) {

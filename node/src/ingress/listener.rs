@@ -30,7 +30,8 @@ pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>) {
 pub(super) async fn open_port<T>(shared: &Shared, port: &Port, open: fn(SocketAddr) -> io::Result<T>) -> T {
     let mut reported = false;
     loop {
-        match bind(shared.config.publish_addr, port.published.number, open) {
+        let address = address(shared.config.publish_addr, port.address);
+        match address.and_then(|address| bind(address, port.published.number, open)) {
             Ok(opened) => {
                 info!(port = %port.published, "listening on published port");
                 shared.clear_port_error(port.published);
@@ -41,10 +42,26 @@ pub(super) async fn open_port<T>(shared: &Shared, port: &Port, open: fn(SocketAd
                     warn!(port = %port.published, %error, "failed to open published port; trying again");
                 }
                 reported = true;
-                shared.set_port_error(port.published, error.to_string());
+                let text = match port.address {
+                    Some(address) => format!("{address}: {error}"),
+                    None => error.to_string(),
+                };
+                shared.set_port_error(port.published, text);
                 tokio::time::sleep(BIND_RETRY).await;
             }
         }
+    }
+}
+
+/// Returns where to listen, given the node's own address for published ports and the service's. What the node's operator set is a
+/// limit: another address is refused.
+pub(super) fn address(own: Option<IpAddr>, wanted: Option<IpAddr>) -> io::Result<Option<IpAddr>> {
+    match (own, wanted) {
+        (Some(own), Some(wanted)) if !own.is_unspecified() && own != wanted => {
+            let reason = format!("published ports of this node are on {own} alone (--publish-addr)");
+            Err(io::Error::new(io::ErrorKind::AddrNotAvailable, reason))
+        }
+        (own, wanted) => Ok(wanted.or(own)),
     }
 }
 

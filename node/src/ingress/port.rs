@@ -1,6 +1,7 @@
 //! One published port: its route and the standing of its backends, shared by its listener and its connections.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::SeedableRng;
@@ -16,6 +17,8 @@ use super::metrics::PortMetrics;
 
 pub(super) struct Port {
     pub(super) published: PublishedPort,
+    /// On which address alone it listens.
+    pub(super) address: Option<IpAddr>,
     pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
@@ -40,6 +43,7 @@ impl Port {
         let metrics = config.metrics.port(published);
         Self {
             published,
+            address: route.address,
             metrics,
             here: config.node,
             state: Mutex::new(State { route, balancer: Balancer::default(), rng }),

@@ -115,7 +115,7 @@ fn backend(node: NodeId, address: SocketAddr) -> Backend {
 
 fn route(backends: &[(u128, NodeId, SocketAddr)]) -> Route {
     let backends = backends.iter().map(|&(task, node, address)| (TaskId(task), backend(node, address))).collect();
-    Route { service: ServiceId(5), proxy: None, backends }
+    Route { service: ServiceId(5), proxy: None, address: None, backends }
 }
 
 fn tcp(port: u16) -> PublishedPort {
@@ -515,6 +515,49 @@ async fn a_taken_port_is_reported_and_opened_once_it_is_free() {
     drop(squatter);
     timeout(PATIENCE, errors.wait_for(BTreeMap::is_empty)).await.unwrap().unwrap();
     assert_eq!(connect(port).await.unwrap().1, b'a');
+}
+
+#[tokio::test]
+async fn a_port_is_opened_on_the_address_of_its_service_alone() {
+    let (task, port) = (EchoTask::start(b'a').await, free_port().await);
+    let config = IngressConfig { publish_addr: None, ..config(HERE, CONNECTIONS_MAX) };
+    let ingress = Ingress::spawn(config, Arc::<Nodes>::default());
+    let on = |address: &str| Route { address: Some(address.parse().unwrap()), ..route(&[(1, HERE, task.address)]) };
+    let apply = |address: &str| ingress.apply(BTreeMap::from([(tcp(port), on(address))]), BTreeMap::new());
+    let answers = |address: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        async move { TcpStream::connect((address, port)).await.is_ok() }
+    };
+    apply("127.0.0.7");
+    wait_for("the address", || answers("127.0.0.7")).await;
+    assert!(!answers("127.0.0.1").await);
+    apply("127.0.0.8");
+    wait_for("another address", || answers("127.0.0.8")).await;
+    assert!(!answers("127.0.0.7").await);
+    let mut errors = ingress.port_errors();
+    apply("192.0.2.1"); // TEST-NET-1, which nobody has
+    let reported = timeout(PATIENCE, errors.wait_for(|errors| !errors.is_empty())).await.unwrap().unwrap().clone();
+    assert!(reported[&tcp(port)].contains("192.0.2.1: "), "{reported:?}");
+    apply("127.0.0.7");
+    wait_for("the first address again", || answers("127.0.0.7")).await;
+    assert!(ingress.port_errors().borrow().is_empty());
+}
+
+#[test]
+fn a_node_that_publishes_on_one_address_opens_no_other() {
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    for (own, wanted, want) in [
+        (None, None, Ok(None)),
+        (None, Some("10.0.0.1"), Ok(Some("10.0.0.1"))),
+        (Some("10.0.0.1"), None, Ok(Some("10.0.0.1"))),
+        (Some("10.0.0.1"), Some("10.0.0.1"), Ok(Some("10.0.0.1"))),
+        (Some("0.0.0.0"), Some("10.0.0.1"), Ok(Some("10.0.0.1"))),
+        (Some("10.0.0.1"), Some("10.0.0.2"), Err(())),
+        (Some("10.0.0.1"), Some("0.0.0.0"), Err(())),
+    ] {
+        let got = listener::address(own.map(ip), wanted.map(ip)).map_err(drop);
+        assert_eq!(got, want.map(|address: Option<&str>| address.map(ip)), "{own:?} {wanted:?}");
+    }
 }
 
 #[tokio::test]

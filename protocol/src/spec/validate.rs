@@ -286,6 +286,7 @@ fn is_empty(value: &Value) -> bool {
 pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     validate_name(&spec.name)?;
     super::proxy::validate(spec)?;
+    super::publish::validate(spec)?;
     let container = &spec.task_template.container_spec;
     if container.image.trim().is_empty() {
         return invalid("ContainerSpec: image reference must be provided");

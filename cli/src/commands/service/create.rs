@@ -30,7 +30,7 @@ pub(crate) struct CreateArgs {
     /// Service mode
     #[arg(long, value_enum, default_value = "replicated")]
     mode: ModeName,
-    /// Publish a port as a node port ([PUBLISHED:]TARGET, or target=…,published=…,mode=ingress|host)
+    /// Publish a port as a node port ([[ADDRESS:]PUBLISHED:]TARGET, or target=…,published=…,mode=ingress|host)
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<Publish>,
     /// Set environment variables
@@ -130,8 +130,8 @@ fn build(args: CreateArgs) -> Result<Value, CliError> {
     env.extend(spec::env_from_flags(&args.env)?);
     spec::change_env(&mut spec, &[], &env);
     spec::change_labels(&mut spec, &["Labels"], &[], &args.label);
-    let proxies: Vec<String> = args.publish.iter().flat_map(Publish::labels).collect();
-    spec::change_labels(&mut spec, &["Labels"], &[], &proxies);
+    let labels: Vec<String> = args.publish.iter().flat_map(Publish::labels).collect();
+    spec::change_labels(&mut spec, &["Labels"], &[], &labels);
     spec::change_labels(&mut spec, &container("Labels"), &[], &args.container_label);
     spec::change_list(&mut spec, &["TaskTemplate", "Placement", "Constraints"], &[], &args.constraint);
     let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|publish| publish.0).collect();

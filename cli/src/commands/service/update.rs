@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shoal_protocol::Kind;
-use shoal_protocol::spec::PortConfig;
+use shoal_protocol::spec::{PortConfig, publish_labels};
 
 use crate::client::{Client, escape};
 use crate::commands::service::{WaitArgs, warn};
@@ -177,9 +177,12 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     let constraints = ["TaskTemplate", "Placement", "Constraints"];
     spec::change_list(spec, &constraints, &args.constraint_rm, &args.constraint_add);
     let ports = |publish: &[Publish]| -> Vec<PortConfig> { publish.iter().flat_map(|one| one.0.clone()).collect() };
-    spec::forget_proxies(spec, &ports(&args.publish_rm));
-    let proxies: Vec<String> = args.publish_add.iter().flat_map(Publish::labels).collect();
-    spec::change_labels(spec, &["Labels"], &[], &proxies);
+    spec::forget_ports(spec, &ports(&args.publish_rm));
+    let labels: Vec<String> = args.publish_add.iter().flat_map(Publish::labels).collect();
+    // A port that is published anew without an address is published on all.
+    let everywhere = args.publish_add.iter().filter(|publish| publish.2.is_none()).flat_map(|publish| &publish.0);
+    let outdated: Vec<String> = everywhere.flat_map(|port| publish_labels(port.published())).collect();
+    spec::change_labels(spec, &["Labels"], &outdated, &labels);
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
     mounts::change(spec, &args.mount_rm, &args.mount_add)?;
     args.settings.apply(spec);
@@ -201,6 +204,21 @@ mod tests {
     struct Probe {
         #[command(flatten)]
         args: UpdateArgs,
+    }
+
+    #[test]
+    fn a_port_has_the_address_it_was_last_published_on() {
+        let mut spec = json!({"Labels": {"a": "b"}});
+        let labels = |spec: &mut Value, line: &[&str]| {
+            change(spec, &Probe::try_parse_from([&["update"], line, &["web"]].concat()).unwrap().args).unwrap();
+            spec["Labels"].clone()
+        };
+        let bound = json!({"a": "b", "shoal.publish.8080": "127.0.0.1"});
+        assert_eq!(labels(&mut spec, &["--publish-add", "127.0.0.1:8080:80"]), bound);
+        assert_eq!(labels(&mut spec, &["--publish-add", "8081:81"]), bound);
+        assert_eq!(labels(&mut spec, &["--publish-add", "8080:80"]), json!({"a": "b"}));
+        assert_eq!(labels(&mut spec, &["--publish-add", "[::1]:8080:80"])["shoal.publish.8080"], "::1");
+        assert_eq!(labels(&mut spec, &["--publish-rm", "80"]), json!({"a": "b"}));
     }
 
     #[test]

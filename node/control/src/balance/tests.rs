@@ -17,6 +17,7 @@ fn route(backends: &[(u128, u128, bool)]) -> Route {
     Route {
         service: ServiceId(9),
         proxy: None,
+        address: None,
         backends: backends.iter().map(|&(task, node, suspect)| (TaskId(task), backend(node, suspect))).collect(),
     }
 }

@@ -24,7 +24,7 @@ fn main() {
     let mut spread_template = template.clone();
     spread_template.placement.preferences = vec![spread("zone"), spread("rack")];
     for batch in [10, 100, 1_000] {
-        measure(&format!("services of {batch} tasks, spread over zones and racks"), batch, &spread_template);
+        measure(&format!("services of {batch} tasks over zones and racks"), batch, &spread_template);
     }
     let mut cluster = cluster();
     let request = Request::new(ServiceId(1), &template, &[]);

@@ -38,6 +38,9 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Bytes of an image archive that are read at once.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// The header that credentials for registries go in.
+const REGISTRY_AUTH: &str = "X-Registry-Auth";
+
 /// A client of one daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -69,9 +72,27 @@ impl Client {
 
     /// Posts an object; an answer without content reads as JSON's `null`.
     pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, CliError> {
+        self.post_as(None, path, body).await
+    }
+
+    /// Posts an object with credentials for a registry, if there are any.
+    pub(crate) async fn post_as<B: Serialize, T: DeserializeOwned>(
+        &self,
+        auth: Option<&str>,
+        path: &str,
+        body: &B,
+    ) -> Result<T, CliError> {
         let json = serde_json::to_vec(body).map_err(|error| CliError::Failed(error.to_string()))?;
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed();
-        let response = self.send(Method::POST, path, body, ANSWER_TIMEOUT).await?;
+        let response = self.send_as(auth, Method::POST, path, body, ANSWER_TIMEOUT).await?;
+        decode(&collect(response).await?)
+    }
+
+    /// Gets what a registry says of an image, with credentials for it if there are any.
+    pub(crate) async fn distribution(&self, image: &str, auth: Option<&str>) -> Result<serde_json::Value, CliError> {
+        // Slashes, colons and the like mean themselves in this path.
+        let path = format!("/distribution/{image}/json");
+        let response = self.send_as(auth, Method::GET, &path, empty(), ANSWER_TIMEOUT).await?;
         decode(&collect(response).await?)
     }
 
@@ -103,6 +124,17 @@ impl Client {
         body: RequestBody,
         timeout: Duration,
     ) -> Result<Response<Incoming>, CliError> {
+        self.send_as(None, method, path, body, timeout).await
+    }
+
+    async fn send_as(
+        &self,
+        auth: Option<&str>,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, CliError> {
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
@@ -112,9 +144,9 @@ impl Client {
             .uri(path)
             .header(HOST, self.target.authority())
             .header(USER_AGENT, concat!("shoal/", env!("CARGO_PKG_VERSION")))
-            .header(CONTENT_TYPE, "application/json")
-            .body(body)
-            .map_err(|error| CliError::Misused(format!("'{path}': {error}")))?;
+            .header(CONTENT_TYPE, "application/json");
+        let request = auth.into_iter().fold(request, |request, auth| request.header(REGISTRY_AUTH, auth));
+        let request = request.body(body).map_err(|error| CliError::Misused(format!("'{path}': {error}")))?;
         let response = tokio::time::timeout(timeout, sender.send_request(request))
             .await
             .map_err(|_| CliError::Failed(format!("the daemon did not answer within {} s", timeout.as_secs())))?;

@@ -18,6 +18,7 @@ mod output;
 mod placement;
 mod ports;
 mod progress;
+mod registry;
 mod settings;
 #[cfg(test)]
 mod snapshot;

@@ -22,7 +22,7 @@ use crate::serving::Serving;
 /// How long calls may take; one that takes longer is answered as failed.
 #[derive(Debug, Clone, Copy)]
 struct Deadlines {
-    /// Preparing may pull an image.
+    /// Preparing may copy an image's files into volumes.
     prepare: Duration,
     /// Starting takes milliseconds; this long only on a node that thrashes.
     start: Duration,
@@ -241,6 +241,11 @@ impl Shared {
     }
 
     async fn prepare(&self, plan: &ContainerPlan) -> Result<String, FileError> {
+        if !within(self.deadlines.start, "look for the image", self.driver.has_image(&plan.image)).await? {
+            let auth = self.files.credentials(plan.task).await?;
+            // How long that may take is the driver's affair; a slow one must not hold up tasks whose images are there.
+            self.driver.pull(&plan.image, auth.as_ref()).await?;
+        }
         let plan = self.files.provide(plan).await?;
         let _permit = self.prepares.acquire().await; // the semaphore is never closed
         Ok(within(self.deadlines.prepare, "prepare", self.driver.prepare(&plan)).await?)
@@ -314,6 +319,7 @@ impl Shared {
                 }
                 Err(
                     error @ (DriverError::NoSuchImage { .. }
+                    | DriverError::NotPulled { .. }
                     | DriverError::Refused(_)
                     | DriverError::Invalid(_)
                     | DriverError::Full { .. }
@@ -343,9 +349,10 @@ fn failure(task: TaskId, what: &str, error: &DriverError) -> DriverReport {
     let text = chain(error);
     tracing::warn!(%task, call = what, error = text, "driver call failed");
     match error {
-        DriverError::NoSuchImage { .. } | DriverError::Refused(_) | DriverError::Full { .. } => {
-            DriverReport::Rejected { error: text }
-        }
+        DriverError::NoSuchImage { .. }
+        | DriverError::NotPulled { .. }
+        | DriverError::Refused(_)
+        | DriverError::Full { .. } => DriverReport::Rejected { error: text },
         DriverError::Invalid(_) | DriverError::NoSuchTask(_) | DriverError::Failed { .. } => {
             DriverReport::Failed { error: text }
         }

@@ -13,6 +13,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
 use futures::stream::BoxStream;
+use shoal_protocol::object::Sealed;
 use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::token::Role;
@@ -25,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery};
-use crate::identity::UnlockKey;
+use crate::identity::{Purpose, UnlockKey};
 
 pub mod engine;
 pub mod error;
@@ -34,6 +35,7 @@ pub mod filters;
 pub mod listen;
 pub mod metrics;
 pub mod read;
+mod registry;
 pub mod render;
 pub mod snapshot;
 pub mod status;
@@ -118,8 +120,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes an object through the holder of the registry lease and waits until it is durable.
     async fn write(&self, write: Write) -> Result<Written, WriteError>;
 
-    /// Seals the data of a new secret, to be written; refused on nodes that are no managers. Returns the edition of the key, too.
-    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError>;
+    /// Seals the data of a new secret, or registry credentials, to be written; refused on nodes that are no managers.
+    async fn seal(&self, purpose: Purpose, data: Zeroizing<Vec<u8>>) -> Result<Sealed, WriteError>;
 
     /// Returns whether the data of a secret are these; refused on nodes that are no managers.
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError>;
@@ -200,7 +202,7 @@ fn routes() -> Router<Api> {
         .route("/metrics", get(metrics::show))
         .route("/shoal/status", get(system::status))
         .route("/shoal/self/{what}", post(nodes::change_self))
-        .route("/distribution/{*image}", get(unsupported::distribution))
+        .route("/distribution/{*image}", get(registry::distribution))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
         .route("/swarm/join", post(swarm::join))

@@ -11,6 +11,7 @@ use shoal_protocol::spec::{GenericResources, SpecError};
 use shoal_protocol::subnet::Subnet;
 
 use crate::api::listen::TlsFiles;
+use crate::driver::registry::Insecure;
 
 pub mod file;
 
@@ -104,6 +105,15 @@ pub struct Config {
     /// Range from which the embedded driver takes a free /24 for this node's containers
     #[arg(long, env = "SHOALD_CONTAINER_POOL", default_value = "10.212.0.0/16", value_name = "CIDR")]
     pub container_pool: Subnet,
+
+    /// Registry, as HOST[:PORT], that the embedded driver asks without TLS or a certificate to be trusted (may be repeated)
+    #[arg(
+        long = "insecure-registry",
+        env = "SHOALD_INSECURE_REGISTRY",
+        value_name = "HOST[:PORT]",
+        value_delimiter = ','
+    )]
+    pub insecure_registries: Vec<Insecure>,
 
     /// Name of this node [default: the machine's host name]
     #[arg(long, env = "SHOALD_HOSTNAME", value_name = "NAME")]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{ContainerPlan, Found, Running};
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::AsyncRead;
@@ -21,17 +22,28 @@ pub mod embedded;
 pub mod fake;
 pub mod files;
 pub mod inventory;
+pub mod registry;
 
 /// Why a driver could not do what it was asked. Every call may be retried.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
-    /// The image is not on this node and cannot be had.
+    /// The image is not on this node.
     #[error("No such image: {image} on {node}")]
     NoSuchImage {
         /// The reference that was asked for.
         image: String,
         /// Host name of this node.
         node: String,
+    },
+    /// The image is not on this node, and no registry gave it.
+    #[error("No such image: {image} on {node}: {reason}")]
+    NotPulled {
+        /// The reference that was asked for.
+        image: String,
+        /// Host name of this node.
+        node: String,
+        /// Why not.
+        reason: String,
     },
     /// The node lacks something that another node may have (a free port, memory).
     #[error("{0}")]
@@ -170,6 +182,13 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Returns what this node can give to tasks.
     async fn capacity(&self) -> Result<Capacity, DriverError>;
+
+    /// Returns whether an image is on this node, so that it need not be pulled.
+    async fn has_image(&self, image: &str) -> Result<bool, DriverError>;
+
+    /// Gets an image from its registry, for a user if there are credentials. What fails leaves nothing behind; how long it may
+    /// take is the driver's affair.
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<(), DriverError>;
 
     /// Checks image and settings and creates the container, without starting it. Returns the container's identifier.
     /// Preparing a task that was prepared before returns the same container.

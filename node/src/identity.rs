@@ -22,7 +22,7 @@ pub use cluster::{ClusterSecrets, create_cluster, next_edition};
 pub use credential::{Credential, CredentialError, Root};
 pub use lock::{AtRest, InvalidUnlockKey, Lock, UnlockKey};
 pub use membership::{ManagerKey, Membership};
-pub use seal::{open_secret, seal_secret};
+pub use seal::{Purpose, open_secret, seal_secret};
 pub use trust::Trust;
 
 /// Why an identity could not be made, opened or sealed. Nothing was changed.

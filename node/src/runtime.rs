@@ -364,9 +364,9 @@ impl Daemon {
             Command::Tokens { reply } => {
                 let _ = reply.send(self.member.as_ref().map_or(Err(membership::no_cluster()), Member::tokens));
             }
-            Command::Seal { id, data, reply } => {
+            Command::Seal { purpose, data, reply } => {
                 let sealed =
-                    self.member.as_ref().map_or(Err(membership::no_cluster()), |member| member.seal(id, &data));
+                    self.member.as_ref().map_or(Err(membership::no_cluster()), |member| member.seal(purpose, &data));
                 let _ = reply.send(sealed);
             }
             Command::Holds { id, data, reply } => {

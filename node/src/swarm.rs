@@ -24,7 +24,7 @@ use shoal_control::core::Withheld;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::token::{JoinSecret, Role, RoleGrant};
-use shoal_protocol::{NodeId, ObjectId, TaskId, WallTime, codec};
+use shoal_protocol::{NodeId, TaskId, WallTime, codec};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -44,7 +44,7 @@ mod stream;
 mod wire;
 
 pub use join::{DECISION_TIMEOUT, JoinError, RenewError};
-pub use secret::SecretError;
+pub use secret::{Hidden, SecretError};
 pub use stream::PeerStream;
 
 use service::Command;
@@ -147,8 +147,8 @@ pub enum SwarmEvent {
         from: NodeId,
         /// For which task.
         task: TaskId,
-        /// Which.
-        secret: ObjectId,
+        /// What it needs for it.
+        what: Hidden,
         /// Where it, or the reason why it is withheld, goes.
         reply: oneshot::Sender<Result<Zeroizing<Vec<u8>>, Withheld>>,
     },

@@ -69,6 +69,7 @@ impl Node {
             cluster: self.identity.cluster,
             hostname: self.identity.hostname.clone(),
             container_pool: "10.212.0.0/16".parse().expect("a range of addresses"),
+            insecure_registries: Vec::new(),
             supervisor_exe: env!("CARGO_BIN_EXE_shoald").into(),
         }
     }

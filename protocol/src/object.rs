@@ -73,6 +73,16 @@ pub struct Object {
     pub data: Vec<u8>,
 }
 
+/// Bytes that only managers can open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The edition of the managers' key with which they are sealed.
+    pub edition: u64,
+    /// The bytes, sealed.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
 /// What is known of an object without its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectHead {

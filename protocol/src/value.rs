@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, CodecError};
 use crate::id::{ClusterId, NodeId, ServiceId, TaskId};
 use crate::lease::{LeaseId, VoterSet};
-use crate::object::Object;
+use crate::object::{Object, Sealed};
 use crate::record::{Key, Record, SlotName};
 use crate::settings::ClusterSettings;
 use crate::spec::{GenericResources, PortConfig};
@@ -264,6 +264,23 @@ pub struct ServiceObject {
     pub rolled_back: bool,
     /// The published ports in force, with those filled in that the cluster chose.
     pub ports: Vec<PortConfig>,
+    /// What the image's registry knows the user by: a [`crate::registry_auth::RegistryAuth`] as JSON, sealed; `None` if nobody
+    /// has to know.
+    pub credentials: Option<Sealed>,
+    /// The same for the previous spec.
+    pub previous_credentials: Option<Sealed>,
+}
+
+impl ServiceObject {
+    /// Returns the credentials for tasks that were made when the service had this index.
+    pub fn credentials_at(&self, index: u64) -> Option<&Sealed> {
+        if index == self.index { self.credentials.as_ref() } else { self.previous_credentials.as_ref() }
+    }
+
+    /// Returns the oldest edition of the managers' key that sealed any of its credentials.
+    pub fn oldest_edition(&self) -> Option<u64> {
+        self.credentials.iter().chain(&self.previous_credentials).map(|sealed| sealed.edition).min()
+    }
 }
 
 /// How far a service's update is; written by the holder of its shard.
@@ -492,6 +509,8 @@ mod round_trip {
             previous_spec: None,
             rolled_back: false,
             ports: vec![port.clone()],
+            credentials: Some(Sealed { edition: 1, data: vec![7] }),
+            previous_credentials: None,
         };
         let generic = GenericResources::parse(["gpu=2", "ssd=a", "ssd=b"]).unwrap();
         let given = SlotTask { generic: generic.clone(), ..SlotTask::default() };

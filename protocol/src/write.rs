@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, ObjectId, ServiceId};
-use crate::object::Kind;
+use crate::object::{Kind, Sealed};
 use crate::spec::Availability;
 use crate::token::Role;
 use crate::value::ClusterObject;
@@ -17,6 +17,8 @@ pub enum Write {
         id: ServiceId,
         /// JSON as the user sent it.
         spec: String,
+        /// What the image's registry knows the user by.
+        credentials: Option<Sealed>,
     },
     /// Replaces a service's spec.
     UpdateService {
@@ -26,8 +28,21 @@ pub enum Write {
         version: u64,
         /// JSON as the user sent it; ignored when rolling back.
         spec: String,
-        /// Whether to take the previous spec instead.
+        /// Whether to take the previous spec, with its credentials, instead.
         rollback: bool,
+        /// What the image's registry knows the user by from now on; ignored when rolling back.
+        credentials: CredentialsChange,
+    },
+    /// Replaces a service's credentials by the same, sealed with a later edition of the managers' key.
+    ResealCredentials {
+        /// Which service.
+        id: ServiceId,
+        /// The index that the caller read.
+        version: u64,
+        /// Those of its spec.
+        credentials: Option<Sealed>,
+        /// Those of its previous spec.
+        previous: Option<Sealed>,
     },
     /// Removes a service and all its tasks.
     RemoveService {
@@ -108,12 +123,30 @@ pub enum Write {
     },
 }
 
+/// What becomes of a service's credentials in an update. Source: Docker Engine API v1.50, `registryAuthFrom`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CredentialsChange {
+    /// They stay.
+    Keep,
+    /// Those of the previous spec are taken.
+    Previous,
+    /// They are these; `None` removes them.
+    Set(Option<Sealed>),
+}
+
 impl Write {
     /// Returns how many bytes the user's part of it has, as far as it matters for how much may wait.
     pub fn bytes(&self) -> usize {
+        let sealed = |sealed: &Option<Sealed>| sealed.as_ref().map_or(0, |sealed| sealed.data.len());
         match self {
-            Self::CreateService { spec, .. }
-            | Self::UpdateService { spec, .. }
+            Self::CreateService { spec, credentials, .. }
+            | Self::UpdateService { spec, credentials: CredentialsChange::Set(credentials), .. } => {
+                spec.len() + sealed(credentials)
+            }
+            Self::ResealCredentials { credentials, previous, .. } => sealed(credentials) + sealed(previous),
+            Self::UpdateService {
+                spec, credentials: CredentialsChange::Keep | CredentialsChange::Previous, ..
+            }
             | Self::UpdateNode { spec, .. }
             | Self::UpdateObject { spec, .. } => spec.len(),
             Self::CreateObject { spec, data, .. } => spec.len() + data.len(),

@@ -422,6 +422,7 @@ impl Sim {
                 | Action::Peers { .. }
                 | Action::Trust(_)
                 | Action::Reseal { .. }
+                | Action::ResealCredentials { .. }
                 | Action::Health { .. }
                 | Action::Trouble { .. } => {}
                 Action::Probe { node, request, .. } => self.probe(index, node, request),

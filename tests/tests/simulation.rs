@@ -8,7 +8,7 @@ use shoal_control::lease;
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::UpdateState;
-use shoal_protocol::write::{Write, WriteError};
+use shoal_protocol::write::{CredentialsChange, Write, WriteError};
 use shoal_protocol::{NodeId, ServiceId};
 use shoal_tests::sim::workload::{self, Report};
 use shoal_tests::sim::{BROKEN_IMAGE, Counts, JOB_IMAGE, Options, Sim};
@@ -108,7 +108,7 @@ fn service_on(sim: &mut Sim, at: usize, id: u128, replicas: u64, constraints: &[
         "Mode": {"Replicated": {"Replicas": replicas}},
     });
     let spec = spec.to_string();
-    let request = sim.request(at, Write::CreateService { id, spec });
+    let request = sim.request(at, Write::CreateService { id, spec, credentials: None });
     assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
     sim.answer(request).expect("just seen").as_ref().expect("the service is created");
     id
@@ -201,7 +201,13 @@ fn change(sim: &mut Sim, at: usize, id: ServiceId, how: impl FnOnce(&mut serde_j
     let object = sim.hosts()[at].control().and_then(|control| control.store().service(id)).expect("it exists").clone();
     let mut spec: serde_json::Value = serde_json::from_str(&object.spec).expect("it was JSON");
     how(&mut spec);
-    let write = Write::UpdateService { id, version: object.index, spec: spec.to_string(), rollback: false };
+    let write = Write::UpdateService {
+        id,
+        version: object.index,
+        spec: spec.to_string(),
+        rollback: false,
+        credentials: CredentialsChange::Keep,
+    };
     let request = sim.request(at, write);
     assert!(sim.run_until(Duration::from_secs(20), |sim| sim.answer(request).is_some()), "no answer");
     sim.answer(request).expect("just seen").as_ref().expect("the service is changed");
@@ -337,7 +343,7 @@ fn job_without_its_holder(seed: u64, machine: bool) -> usize {
         "TaskTemplate": {"ContainerSpec": {"Image": JOB_IMAGE}, "RestartPolicy": {"Delay": 1_000_000}},
         "Mode": {"ReplicatedJob": {"TotalCompletions": 8, "MaxConcurrent": 3}},
     });
-    sim.request(0, Write::CreateService { id: job, spec: spec.to_string() });
+    sim.request(0, Write::CreateService { id: job, spec: spec.to_string(), credentials: None });
     let go_on = |sim: &mut Sim, millis: u64| {
         for _ in 0..millis / 10 {
             sim.run_for(Duration::from_millis(10));

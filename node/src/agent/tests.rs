@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use shoal_control::task::plan::container_plan;
 use shoal_control::task::{NodeIdentity, PlannedFile, Wanted};
 use shoal_protocol::record::SlotName;
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::spec::{ContainerSpec, TaskTemplate};
 use shoal_protocol::{ServiceId, TaskState};
 
@@ -138,7 +139,7 @@ async fn a_task_is_stopped_when_its_connections_have_ended() {
 #[tokio::test]
 async fn failures_are_told_apart() {
     for (image, want) in [
-        ("fake/missing", "rejected: No such image: fake/missing on test-node"),
+        ("fake/missing", "rejected: No such image: fake/missing on test-node: told to be missing"),
         ("fake/invalid", "failed: told to be invalid"),
         ("fake/refused", "rejected: told to refuse"),
         ("fake/broken", "failed: start: told to fail"),
@@ -276,6 +277,10 @@ async fn a_task_whose_file_cannot_be_had_is_not_prepared() {
     #[async_trait::async_trait]
     impl crate::driver::files::FileSource for Withholding {
         async fn content(&self, _: TaskId, _: &PlannedFile) -> Result<crate::driver::files::FileContent, Withheld> {
+            Err(self.0.clone())
+        }
+
+        async fn credentials(&self, _: TaskId) -> Result<Option<RegistryAuth>, Withheld> {
             Err(self.0.clone())
         }
     }

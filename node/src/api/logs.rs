@@ -301,7 +301,9 @@ fn answer(output: Frames) -> Response {
 impl From<DriverError> for ApiError {
     fn from(error: DriverError) -> Self {
         let status = match &error {
-            DriverError::NoSuchImage { .. } | DriverError::NoSuchTask(_) => StatusCode::NOT_FOUND,
+            DriverError::NoSuchImage { .. } | DriverError::NotPulled { .. } | DriverError::NoSuchTask(_) => {
+                StatusCode::NOT_FOUND
+            }
             DriverError::Refused(_) => StatusCode::CONFLICT,
             DriverError::Invalid(_) => StatusCode::BAD_REQUEST,
             DriverError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,

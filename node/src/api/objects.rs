@@ -83,7 +83,10 @@ async fn create(kind: Kind, State(api): State<Api>, body: String) -> Result<(Sta
         templates::check_payload(&data).map_err(refused)?;
     }
     let (edition, data) = match kind {
-        Kind::Secret => api.backend.seal(id, data).await?,
+        Kind::Secret => {
+            let sealed = api.backend.seal(id.into(), data).await?;
+            (sealed.edition, sealed.data)
+        }
         Kind::Config | Kind::Network => (0, data.to_vec()),
     };
     let written = api.backend.write(Write::CreateObject { kind, id, spec, data, edition }).await?;

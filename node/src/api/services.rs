@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use shoal_protocol::write::Write;
+use shoal_protocol::write::{CredentialsChange, Write};
 use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId};
 use tokio::time::Instant;
 
 use super::filters::Filters;
 use super::render::{self, Extras};
 use super::snapshot::{Pick, ServiceView, Want};
-use super::{Api, ApiError, query};
+use super::{Api, ApiError, query, registry};
 
 /// Keys that listings of services can be filtered by.
 const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
@@ -40,6 +40,8 @@ pub(super) struct InspectQuery {
 pub(super) struct UpdateQuery {
     version: Option<String>,
     rollback: Option<String>,
+    #[serde(rename = "registryAuthFrom")]
+    registry_auth_from: Option<String>,
 }
 
 /// `GET /services`.
@@ -78,7 +80,12 @@ pub(super) async fn inspect(
 }
 
 /// `POST /services/create`.
-pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn create(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: String,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let auth = registry::credentials(&headers)?;
     let (sent, mut value) = query::object(&body)?;
     let id = ServiceId(rand::random());
     let mut changed = respell_mode(&mut value);
@@ -88,7 +95,11 @@ pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(Stat
     }
     let spec = if changed { value.to_string() } else { sent.to_owned() };
     let spec = api.with_network_ids(spec).await?;
-    let written = api.backend.write(Write::CreateService { id, spec }).await?;
+    let credentials = match auth {
+        Some(auth) => api.seal(id, &auth).await?,
+        None => None,
+    };
+    let written = api.backend.write(Write::CreateService { id, spec, credentials }).await?;
     api.wait_for_service(id, written.index).await;
     let mut answer = json!({"ID": id});
     if !written.warnings.is_empty() {
@@ -102,8 +113,10 @@ pub(super) async fn update(
     State(api): State<Api>,
     Path(name): Path<String>,
     Query(query): Query<UpdateQuery>,
+    headers: HeaderMap,
     body: String,
 ) -> Result<Json<Value>, ApiError> {
+    let auth = registry::credentials(&headers)?;
     let version = query::version("service", query.version.as_deref())?;
     let rollback = match query.rollback.as_deref().unwrap_or_default() {
         "" => false,
@@ -114,7 +127,13 @@ pub(super) async fn update(
     let spec = if respell_mode(&mut value) { value.to_string() } else { sent.to_owned() };
     let (_, service) = api.service(&name, false).await?;
     let spec = api.with_network_ids(spec).await?;
-    let write = Write::UpdateService { id: service.id, version, spec, rollback };
+    let credentials = match (auth, query.registry_auth_from.as_deref().unwrap_or_default()) {
+        (Some(auth), _) => CredentialsChange::Set(api.seal(service.id, &auth).await?),
+        (None, "" | "spec") => CredentialsChange::Keep,
+        (None, "previous-spec") => CredentialsChange::Previous,
+        (None, _) => return Err(ApiError::invalid("unsupported registryAuthFrom value")),
+    };
+    let write = Write::UpdateService { id: service.id, version, spec, rollback, credentials };
     let written = api.backend.write(write).await?;
     api.wait_for_service(service.id, written.index).await;
     let warnings = if written.warnings.is_empty() { Value::Null } else { json!(written.warnings) };

@@ -20,7 +20,7 @@ use shoal_control::core::registry;
 use shoal_control::renewal::Validity;
 use shoal_control::store::Store;
 use shoal_protocol::lease::{LeaseId, VoterSet};
-use shoal_protocol::object;
+use shoal_protocol::object::{self, Sealed};
 use shoal_protocol::record::SlotName;
 use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::{Availability, PortConfig};
@@ -43,7 +43,7 @@ use super::{
 };
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogLine, LogQuery, LogStream};
-use crate::identity::UnlockKey;
+use crate::identity::{Purpose, UnlockKey};
 
 mod containers;
 mod engine;
@@ -120,6 +120,8 @@ fn service(store: &mut Store, id: ServiceId, spec: &str, index: u64) {
         spec: spec.to_owned(),
         previous_spec: (index > 1).then(|| spec.to_owned()),
         rolled_back: false,
+        credentials: None,
+        previous_credentials: None,
         ports,
     };
     put(store, Key::Service(id), &value::Value::Service(object));
@@ -249,7 +251,7 @@ impl Backend for Fake {
         let mut store = self.store.lock().unwrap();
         let mut warnings = Vec::new();
         let index = match &write {
-            Write::CreateService { id, spec } => {
+            Write::CreateService { id, spec, .. } => {
                 service(&mut store, *id, spec, 1);
                 1
             }
@@ -272,15 +274,15 @@ impl Backend for Fake {
         Ok(Written { index, warnings })
     }
 
-    async fn seal(&self, _: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError> {
+    async fn seal(&self, _: Purpose, data: Zeroizing<Vec<u8>>) -> Result<Sealed, WriteError> {
         // As hard to read as it takes to see that it was done.
         let hidden: Vec<u8> = data.iter().map(|byte| byte ^ 0x55).collect();
-        Ok((1, [&[0; object::SEAL_BYTES], hidden.as_slice()].concat()))
+        Ok(Sealed { edition: 1, data: [&[0; object::SEAL_BYTES], hidden.as_slice()].concat() })
     }
 
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError> {
         let stored = self.store.lock().unwrap().object_with_data(Kind::Secret, id).unwrap().data;
-        Ok(stored == self.seal(id, data).await?.1)
+        Ok(stored == self.seal(id.into(), data).await?.data)
     }
 
     fn listen(&self) -> SocketAddr {
@@ -409,11 +411,21 @@ impl Server {
         path: &str,
         body: impl Into<Bytes>,
     ) -> (axum::http::response::Parts, Bytes) {
+        let request = Request::builder().method(method).uri(path).header("host", "x");
+        self.exchange(request.body(Body::from(body.into())).unwrap()).await
+    }
+
+    /// Sends credentials for a registry along.
+    async fn send_as(&self, auth: &str, method: Method, path: &str, body: &'static str) -> (StatusCode, Bytes) {
+        let request = Request::builder().method(method).uri(path).header("host", "x").header("X-Registry-Auth", auth);
+        let (parts, body) = self.exchange(request.body(Body::from(body)).unwrap()).await;
+        (parts.status, body)
+    }
+
+    async fn exchange(&self, request: Request) -> (axum::http::response::Parts, Bytes) {
         let stream = UnixStream::connect(&self.path).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request =
-            Request::builder().method(method).uri(path).header("host", "x").body(Body::from(body.into())).unwrap();
         let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
         (parts, body.collect().await.unwrap().to_bytes())
     }

@@ -1,7 +1,6 @@
 //! What Docker's API has and shoal has not: refused by name, so that nobody takes silence for success.
 
 use axum::body::{Body, to_bytes};
-use axum::extract::Path;
 use axum::http::{Method, StatusCode, Uri};
 
 use super::{ApiError, BODY_BYTES_MAX};
@@ -44,10 +43,4 @@ pub(super) async fn fallback(method: Method, uri: Uri, body: Body) -> ApiError {
         }
         None => ApiError::new(StatusCode::NOT_FOUND, "page not found"),
     }
-}
-
-/// No registry is asked: clients pin no digest and say so in a warning.
-pub(super) async fn distribution(Path(image): Path<String>) -> ApiError {
-    let image = image.strip_suffix("/json").unwrap_or(&image);
-    ApiError::unsupported(&format!("asking a registry about {image}"))
 }

@@ -61,6 +61,7 @@ pub async fn open(
             cluster,
             hostname: hostname.to_owned(),
             container_pool: config.container_pool,
+            insecure_registries: config.insecure_registries.clone(),
             supervisor_exe: std::env::current_exe().map_err(|error| failed(Box::new(error)))?,
         };
         Ok::<Arc<dyn Driver>, DriverError>(Arc::new(EmbeddedDriver::open(config).await?))

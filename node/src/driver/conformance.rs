@@ -413,6 +413,7 @@ fn no_task<T>(result: Result<T, DriverError>) -> Option<TaskId> {
         Ok(_)
         | Err(
             DriverError::NoSuchImage { .. }
+            | DriverError::NotPulled { .. }
             | DriverError::Refused(_)
             | DriverError::Invalid(_)
             | DriverError::Full { .. }

@@ -13,14 +13,14 @@ use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use shoal_control::task::health::HealthStatus;
 use shoal_control::task::plan::{LABEL_CLUSTER, LABEL_NODE, LABEL_SERVICE, LABEL_SLOT, LABEL_TASK};
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
 use shoal_protocol::record::SlotName;
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::{ClusterId, NodeId, TaskId};
 use tokio::io::AsyncRead;
 
@@ -40,9 +40,6 @@ const QUERY_MAX: Duration = Duration::from_secs(60);
 
 /// What waiting, stopping and loading may take: they end by themselves, and their callers have deadlines of their own.
 const LONG_CALL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// What a pull may take; after that the image counts as missing, and the task is tried on another node.
-const PULL_MAX: Duration = Duration::from_secs(120);
 
 /// Containers looked at in parallel when all are listed.
 const INSPECTED_AT_ONCE: usize = 8;
@@ -143,24 +140,6 @@ impl DockerDriver {
         Ok(self.docker.create_container(Some(options), create::body(plan)).await?.id)
     }
 
-    async fn pull(&self, image: &str) -> Result<(), DriverError> {
-        let missing = || DriverError::NoSuchImage { image: image.to_owned(), node: self.config.hostname.clone() };
-        let (name, tag) = create::name_and_tag(image);
-        let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
-        let pull = self.patient.create_image(Some(options), None, None).try_for_each(|_| async { Ok(()) });
-        match tokio::time::timeout(PULL_MAX, pull).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                tracing::debug!(image, %error, "the engine could not pull an image");
-                Err(missing())
-            }
-            Err(_) => {
-                tracing::debug!(image, seconds = PULL_MAX.as_secs(), "the engine did not pull an image in time");
-                Err(missing())
-            }
-        }
-    }
-
     async fn found(&self, summary: ContainerSummary) -> Result<Option<Found>, DriverError> {
         let labels = summary.labels.unwrap_or_default();
         let label = |key: &str| labels.get(key).map(String::as_str).unwrap_or_default();
@@ -225,19 +204,26 @@ impl Driver for DockerDriver {
         Ok(Capacity { nano_cpus: positive(info.ncpu) * 1_000_000_000, memory_bytes: positive(info.mem_total) })
     }
 
+    async fn has_image(&self, image: &str) -> Result<bool, DriverError> {
+        image::is_there(&self.docker, image).await
+    }
+
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<(), DriverError> {
+        image::pull(&self.patient, image, auth, &self.config.hostname).await
+    }
+
     async fn prepare(&self, plan: &ContainerPlan) -> Result<String, DriverError> {
         if let Some(id) = self.find(plan.task).await? {
             return Ok(id);
         }
         self.check_health_plan(plan)?;
-        let mut created = self.create(plan).await;
-        if created.as_ref().err().and_then(status) == Some(404) {
-            self.pull(&plan.image).await?;
-            created = self.create(plan).await;
-        }
-        let id = match created {
+        let id = match self.create(plan).await {
             Ok(id) => id,
             Err(error) => match status(&error) {
+                Some(404) if !self.has_image(&plan.image).await? => {
+                    let (image, node) = (plan.image.clone(), self.config.hostname.clone());
+                    return Err(DriverError::NoSuchImage { image, node });
+                }
                 Some(400) => return Err(refusal(message(error))),
                 // An earlier call was given up, and the engine finished it.
                 Some(409) => match self.find(plan.task).await? {

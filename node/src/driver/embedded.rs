@@ -24,33 +24,38 @@ use futures::stream::{BoxStream, StreamExt};
 use rustix::process::Signal;
 use shoal_control::task::health::HealthStatus;
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::subnet::Subnet;
 use shoal_protocol::{ClusterId, NodeId, TaskId};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use self::bundle::{Bundle, BundleDir, CONNECTED, ExitRecord, Progress, State};
-use self::images::{ARCHIVE_BYTES_MAX, ImageError, ImageStore};
+use self::images::ImageStore;
 use self::network::Network;
+use self::pull::Puller;
 use self::subnet::Addresses;
 use super::inventory::Inventory;
+use super::registry::Insecure;
 use super::{Capacity, Driver, DriverError, Exit, HealthReport, ImageInfo, LogLine, LogQuery};
 
 mod archive;
 pub mod bundle;
 pub mod cgroup;
 mod health;
-mod images;
+pub(super) mod images;
+mod intake;
 mod inventory;
 mod layer;
 mod logs;
 mod network;
 mod plan;
 pub mod process;
-mod reference;
+mod pull;
 pub mod settings;
 pub mod subnet;
+mod time;
 pub mod volumes;
 
 /// How long a supervisor may take to start its container.
@@ -75,6 +80,8 @@ pub struct EmbeddedConfig {
     pub hostname: String,
     /// Where containers' addresses come from; one /24 of it is the node's.
     pub container_pool: Subnet,
+    /// Registries that need not prove who they are.
+    pub insecure_registries: Vec<Insecure>,
     /// The program whose subcommand `supervise` is the supervisor: `shoald` itself.
     pub supervisor_exe: PathBuf,
 }
@@ -84,6 +91,7 @@ pub struct EmbeddedDriver {
     config: EmbeddedConfig,
     containers: PathBuf,
     images: Arc<ImageStore>,
+    puller: Arc<Puller>,
     network: Network,
     addresses: Mutex<Addresses>,
     /// Held while an image is being chosen or removed, so that no container is made from what is being removed.
@@ -118,8 +126,10 @@ impl EmbeddedDriver {
         let addresses = bundles.iter().map(|(_, bundle)| bundle.address).collect();
         let images = ImageStore::open(&config.data_dir, &used).map_err(|e| e.into_driver_error(&config.hostname))?;
         let addresses = Mutex::new(Addresses::new(network.subnet(), addresses));
+        let images = Arc::new(images);
+        let puller = Puller::new(images.clone(), config.insecure_registries.clone());
         let choosing = tokio::sync::Mutex::new(());
-        Ok(Self { config, containers, images: Arc::new(images), network, addresses, choosing })
+        Ok(Self { config, containers, images, puller, network, addresses, choosing })
     }
 
     fn directory(&self, task: TaskId) -> BundleDir {
@@ -134,29 +144,6 @@ impl EmbeddedDriver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(DriverError::NoSuchTask(task)),
             Err(error) => Err(failed("failed to read container")(error)),
         }
-    }
-
-    async fn take_archive(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Vec<String>, DriverError> {
-        let incoming = self.images.incoming().map_err(|error| self.image_error(error))?;
-        let what = "failed to store the archive";
-        let mut file = tokio::fs::File::from_std(incoming.file.try_clone().map_err(failed(what))?);
-        let bytes = tokio::io::copy(&mut archive.take(ARCHIVE_BYTES_MAX + 1), &mut file).await.map_err(failed(what))?;
-        if bytes > ARCHIVE_BYTES_MAX {
-            return Err(DriverError::Invalid(format!("archive exceeds {ARCHIVE_BYTES_MAX} bytes")));
-        }
-        file.flush().await.map_err(failed(what))?;
-        drop(file);
-        let images = Arc::clone(&self.images);
-        let loaded = tokio::task::spawn_blocking(move || {
-            io::Seek::rewind(&mut &incoming.file)
-                .map_err(|error| ImageError::io("failed to read the archive", error))?;
-            images.load(incoming)
-        });
-        loaded.await.map_err(failed("failed to load the image"))?.map_err(|error| self.image_error(error))
-    }
-
-    fn image_error(&self, error: ImageError) -> DriverError {
-        error.into_driver_error(&self.config.hostname)
     }
 
     /// Starts the supervisor of a container and sees it through until the program runs.
@@ -240,6 +227,14 @@ impl Driver for EmbeddedDriver {
             nano_cpus: cores.get() as u64 * 1_000_000_000,
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
         })
+    }
+
+    async fn has_image(&self, image: &str) -> Result<bool, DriverError> {
+        Ok(self.images.has(image))
+    }
+
+    async fn pull(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<(), DriverError> {
+        self.pull_image(image, auth).await
     }
 
     async fn prepare(&self, plan: &ContainerPlan) -> Result<String, DriverError> {

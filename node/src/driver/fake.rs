@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use shoal_control::task::health::{HealthStatus, Policy};
 use shoal_control::task::{ContainerPlan, Found, FoundState, Running};
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::{TaskId, WallTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, watch};
@@ -187,6 +188,18 @@ impl Driver for FakeDriver {
 
     async fn capacity(&self) -> Result<Capacity, DriverError> {
         Ok(self.capacity.clone())
+    }
+
+    async fn has_image(&self, image: &str) -> Result<bool, DriverError> {
+        Ok(!matches!(self.behaviour(image), Behaviour::Missing))
+    }
+
+    async fn pull(&self, image: &str, _: Option<&RegistryAuth>) -> Result<(), DriverError> {
+        Err(DriverError::NotPulled {
+            image: image.to_owned(),
+            node: self.hostname.clone(),
+            reason: "told to be missing".to_owned(),
+        })
     }
 
     async fn prepare(&self, plan: &ContainerPlan) -> Result<String, DriverError> {

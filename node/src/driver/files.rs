@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use rustix::fs::statfs;
 use shoal_control::core::Withheld;
 use shoal_control::task::{ContainerPlan, PlannedFile};
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::spec::Mount;
 use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::spec::templates::{self, PayloadContext};
@@ -39,6 +40,9 @@ const FETCHED_AT_ONCE: usize = 4;
 pub trait FileSource: Send + Sync + 'static {
     /// Returns the content of a secret or config that a task of this node uses, within a bounded time.
     async fn content(&self, task: TaskId, file: &PlannedFile) -> Result<FileContent, Withheld>;
+
+    /// Returns what the registry of a task's image knows its user by, if its service came with that, within a bounded time.
+    async fn credentials(&self, task: TaskId) -> Result<Option<RegistryAuth>, Withheld>;
 }
 
 /// What is in a secret or config.
@@ -60,6 +64,10 @@ impl FileSource for KnownFiles {
     async fn content(&self, _: TaskId, file: &PlannedFile) -> Result<FileContent, Withheld> {
         let bytes = self.0.get(&file.id).cloned().ok_or_else(|| Withheld::Refused("it is not known".to_owned()))?;
         Ok(FileContent { is_template: bytes.starts_with(b"{{"), bytes: Zeroizing::new(bytes) })
+    }
+
+    async fn credentials(&self, _: TaskId) -> Result<Option<RegistryAuth>, Withheld> {
+        Ok(None)
     }
 }
 
@@ -115,6 +123,18 @@ impl TaskFiles {
         let mounts = self.write(&plan, &expanded(&plan, contents)?)?;
         plan.mounts.extend(mounts);
         Ok(plan)
+    }
+
+    /// Fetches what the registry of a task's image knows its user by, if there is any. It is nowhere but in the answer.
+    pub async fn credentials(&self, task: TaskId) -> Result<Option<RegistryAuth>, FileError> {
+        let _permit = self.fetches.acquire().await;
+        let text = |reason: String| format!("registry credentials: {reason}");
+        self.source.credentials(task).await.map_err(|error| {
+            FileError::Withheld(match error {
+                Withheld::NotYet(reason) => Withheld::NotYet(text(reason)),
+                Withheld::Refused(reason) => Withheld::Refused(text(reason)),
+            })
+        })
     }
 
     /// Removes the files of a task: it was started, or never will be.

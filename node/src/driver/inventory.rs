@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use shoal_control::task::ContainerPlan;
 use shoal_control::task::health::HealthStatus;
 use shoal_protocol::WallTime;
+use shoal_protocol::registry_auth::RegistryAuth;
 
+use super::registry::{RegistryError, Resolved};
 use super::{DriverError, ImageInfo};
 
 /// Looks at what a node has. Nothing is changed.
@@ -22,6 +24,9 @@ pub trait Inventory: Send + Sync {
 
     /// Returns all images.
     async fn image_details(&self) -> Result<Vec<ImageDetails>, DriverError>;
+
+    /// Asks a registry where a reference leads, for a user if there are credentials, within a bounded time.
+    async fn resolve(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<Resolved, RegistryError>;
 
     /// Returns the named volumes, by name. With `sizes` their files are counted.
     async fn volumes(&self, sizes: bool) -> Result<Vec<VolumeInfo>, DriverError>;

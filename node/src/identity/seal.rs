@@ -3,7 +3,7 @@
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use shoal_protocol::object::SEAL_BYTES;
-use shoal_protocol::{ClusterId, ObjectId};
+use shoal_protocol::{ClusterId, ObjectId, ServiceId};
 use zeroize::Zeroizing;
 
 use super::{IdentityError, ManagerKey, random};
@@ -30,24 +30,49 @@ pub(super) fn open(key: &[u8; 32], purpose: &[u8], sealed: &[u8]) -> Result<Zero
     opened.map(Zeroizing::new).map_err(|_| IdentityError::Sealed)
 }
 
-/// Seals the data of a secret.
-pub fn seal_secret(key: &ManagerKey, cluster: ClusterId, id: ObjectId, plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
-    seal(&key.0, &purpose_of_secret(cluster, id), plain)
+/// What is sealed, which ties the bytes to it, so that nobody passes one off as another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The data of a secret.
+    Secret(ObjectId),
+    /// What the registry of a service's image knows the user by.
+    Credentials(ServiceId),
 }
 
-/// Opens the data of a secret.
+impl From<ObjectId> for Purpose {
+    fn from(id: ObjectId) -> Self {
+        Self::Secret(id)
+    }
+}
+
+impl Purpose {
+    fn bytes(self, cluster: ClusterId) -> Vec<u8> {
+        let (what, id) = match self {
+            Self::Secret(id) => ("shoal secret", id.0.to_le_bytes()),
+            Self::Credentials(id) => ("shoal registry credentials", id.0.to_le_bytes()),
+        };
+        [what.as_bytes(), &cluster.0.to_le_bytes(), &id].concat()
+    }
+}
+
+/// Seals a secret of users.
+pub fn seal_secret(
+    key: &ManagerKey,
+    cluster: ClusterId,
+    purpose: impl Into<Purpose>,
+    plain: &[u8],
+) -> Result<Vec<u8>, IdentityError> {
+    seal(&key.0, &purpose.into().bytes(cluster), plain)
+}
+
+/// Opens a secret of users.
 pub fn open_secret(
     key: &ManagerKey,
     cluster: ClusterId,
-    id: ObjectId,
+    purpose: impl Into<Purpose>,
     sealed: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
-    open(&key.0, &purpose_of_secret(cluster, id), sealed)
-}
-
-/// Ties a secret's data to its identifier, so that nobody passes one off as another.
-fn purpose_of_secret(cluster: ClusterId, id: ObjectId) -> Vec<u8> {
-    [b"shoal secret".as_slice(), &cluster.0.to_le_bytes(), &id.0.to_le_bytes()].concat()
+    open(&key.0, &purpose.into().bytes(cluster), sealed)
 }
 
 #[cfg(test)]
@@ -69,6 +94,7 @@ mod tests {
             ("another key", open_secret(&other, CLUSTER, ID, &sealed)),
             ("another cluster", open_secret(&key, ClusterId(9), ID, &sealed)),
             ("another secret", open_secret(&key, CLUSTER, ObjectId(9), &sealed)),
+            ("credentials", open_secret(&key, CLUSTER, Purpose::Credentials(ServiceId(ID.0)), &sealed)),
             ("damaged", open_secret(&key, CLUSTER, ID, &damaged)),
             ("cut off", open_secret(&key, CLUSTER, ID, &sealed[..10])),
         ] {

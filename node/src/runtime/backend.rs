@@ -16,6 +16,7 @@ use shoal_control::core::Control;
 use shoal_control::renewal::Validity;
 use shoal_control::view::Health;
 use shoal_protocol::lease::LeaseId;
+use shoal_protocol::object::Sealed;
 use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::value::NodeStatus;
@@ -36,7 +37,7 @@ use crate::api::{
 };
 use crate::driver::inventory::Inventory;
 use crate::driver::{DriverError, ImageInfo, LogQuery};
-use crate::identity::UnlockKey;
+use crate::identity::{Purpose, UnlockKey};
 use crate::swarm::{PeerStream, SwarmHandle};
 
 /// Between two attempts to unlock this node.
@@ -200,8 +201,8 @@ impl Backend for NodeBackend {
         self.event_loop.ask(|reply| Command::Write { write, reply }).await.map_err(write_ended)?
     }
 
-    async fn seal(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<(u64, Vec<u8>), WriteError> {
-        self.event_loop.ask(|reply| Command::Seal { id, data, reply }).await.map_err(write_ended)?
+    async fn seal(&self, purpose: Purpose, data: Zeroizing<Vec<u8>>) -> Result<Sealed, WriteError> {
+        self.event_loop.ask(|reply| Command::Seal { purpose, data, reply }).await.map_err(write_ended)?
     }
 
     async fn holds(&self, id: ObjectId, data: Zeroizing<Vec<u8>>) -> Result<bool, WriteError> {

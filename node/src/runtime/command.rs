@@ -1,6 +1,7 @@
 //! How the API and other tasks of the daemon reach the event loop.
 
 use shoal_control::core::Control;
+use shoal_protocol::object::Sealed;
 use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::write::{Write, WriteError, Written};
@@ -10,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::shells::Shells;
 use crate::api::Rotation;
-use crate::identity::UnlockKey;
+use crate::identity::{Purpose, UnlockKey};
 
 /// Commands that may wait for the event loop; whoever comes after waits to be let in.
 pub const COMMANDS_MAX: usize = 256;
@@ -78,14 +79,14 @@ pub enum Command {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Tokens, WriteError>>,
     },
-    /// Seals the data of a new secret.
+    /// Seals the data of a new secret, or registry credentials.
     Seal {
-        /// The secret's identifier.
-        id: ObjectId,
+        /// What they are.
+        purpose: Purpose,
         /// What is to be sealed.
         data: Zeroizing<Vec<u8>>,
-        /// Where it goes, with the edition of the key.
-        reply: oneshot::Sender<Result<(u64, Vec<u8>), WriteError>>,
+        /// Where it goes.
+        reply: oneshot::Sender<Result<Sealed, WriteError>>,
     },
     /// Compares the data of a secret.
     Holds {

@@ -213,10 +213,10 @@ impl Member {
                     self.handle(Event::PeerUp { node, granted });
                 }
             }
-            SwarmEvent::Secret { from, task, secret, reply } => {
-                let given = self.secret_for(from, task, secret);
+            SwarmEvent::Secret { from, task, what, reply } => {
+                let given = self.hidden_for(from, task, what);
                 if let Err(reason) = &given {
-                    tracing::debug!(node = %from, %task, %secret, %reason, "withheld a secret");
+                    tracing::debug!(node = %from, %task, ?what, %reason, "withheld a secret");
                 }
                 let _ = reply.send(given);
             }
@@ -318,6 +318,7 @@ impl Member {
                 Action::Trust(trust) => self.trust(trust),
                 Action::Rotate => self.rotate_keys(),
                 Action::Reseal { secret } => self.reseal(secret),
+                Action::ResealCredentials { service } => self.reseal_credentials(service),
                 Action::Health { node, health } => self.health.note(node, health),
                 Action::Trouble { what } => tracing::error!("{what}"),
                 Action::Removed => removed = true,

@@ -1,10 +1,12 @@
-//! `/shoal/secret/1`: how a node gets a secret that a task of its own uses, from a manager.
+//! `/shoal/secret/2`: how a node gets from a manager what a task of its own needs and only managers can open: secrets, and what
+//! the registry of its image knows the user by.
 //!
 //! One question and one answer on a stream of an admitted link, so who asks is proved. What may be handed out is decided by the
 //! swarm's owner.
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use shoal_control::core::Withheld;
 use shoal_protocol::codec::FRAME_BYTES_MAX;
 use shoal_protocol::token::Role;
@@ -19,6 +21,15 @@ use super::stream::PeerStream;
 use super::wire::{self, HELLO_TIMEOUT, SecretAnswer, SecretAsk};
 use super::{SwarmEvent, SwarmHandle};
 
+/// What only managers can open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hidden {
+    /// A secret.
+    Secret(ObjectId),
+    /// The registry credentials of the task's service; none are an empty answer.
+    Credentials,
+}
+
 /// Why a manager gave no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -31,16 +42,11 @@ pub enum SecretError {
 }
 
 impl SwarmHandle {
-    /// Asks a linked manager for a secret that a task of this node uses.
-    pub async fn secret(
-        &self,
-        manager: NodeId,
-        task: TaskId,
-        secret: ObjectId,
-    ) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+    /// Asks a linked manager for what a task of this node needs.
+    pub async fn secret(&self, manager: NodeId, task: TaskId, what: Hidden) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         let mut stream = self.open(manager, service::SECRET).await?;
         let exchange = async {
-            wire::write(&mut stream, &SecretAsk { task, secret }).await?;
+            wire::write(&mut stream, &SecretAsk { task, what }).await?;
             wire::read_at_most::<SecretAnswer>(FRAME_BYTES_MAX, &mut stream).await
         };
         match timeout(HELLO_TIMEOUT * 2, exchange).await.map_err(io::Error::from)?? {
@@ -59,13 +65,13 @@ pub(super) async fn serve(
     room: &Semaphore,
     stream: &mut PeerStream,
 ) -> io::Result<()> {
-    let SecretAsk { task, secret } = timeout(HELLO_TIMEOUT, wire::read(stream)).await??;
+    let SecretAsk { task, what } = timeout(HELLO_TIMEOUT, wire::read(stream)).await??;
     let not_yet = |reason: &str| Err(Withheld::NotYet(reason.to_owned()));
     // Held until the answer is out: it bounds how many secrets lie open in memory.
     let permit = timeout(HELLO_TIMEOUT, room.acquire()).await;
     let decision = match permit {
         _ if !is_manager(shared) => not_yet("the asked node is no manager"),
-        Ok(Ok(_)) => match decide(events, |reply| SwarmEvent::Secret { from, task, secret, reply }).await {
+        Ok(Ok(_)) => match decide(events, |reply| SwarmEvent::Secret { from, task, what, reply }).await {
             Some(decision) => decision,
             None => not_yet("the asked manager did not decide in time"),
         },

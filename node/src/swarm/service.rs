@@ -41,7 +41,7 @@ pub(super) const TUNNEL: StreamProtocol = StreamProtocol::new("/shoal/tunnel/1")
 pub(super) const DATAGRAMS: StreamProtocol = StreamProtocol::new("/shoal/datagrams/1");
 pub(super) const API: StreamProtocol = StreamProtocol::new("/shoal/api/1");
 pub(super) const RENEW: StreamProtocol = StreamProtocol::new("/shoal/renew/1");
-pub(super) const SECRET: StreamProtocol = StreamProtocol::new("/shoal/secret/1");
+pub(super) const SECRET: StreamProtocol = StreamProtocol::new("/shoal/secret/2");
 
 /// How long a node that connects has for a hello or for beginning to join.
 const UNADMITTED_MAX: Duration = Duration::from_secs(8);

@@ -1,4 +1,4 @@
-//! Frames on streams, and the messages of `/shoal/hello/1`, `/shoal/join/1`, `/shoal/renew/1` and `/shoal/secret/1`.
+//! Frames on streams, and the messages of `/shoal/hello/1`, `/shoal/join/1`, `/shoal/renew/1` and `/shoal/secret/2`.
 //!
 //! A frame is its length in four bytes, big-endian, and a frame of `protocol::codec`. A length of zero is a sign of life and
 //! says nothing else.
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use shoal_protocol::TaskId;
 use shoal_protocol::codec;
 use shoal_protocol::spec::Availability;
 use shoal_protocol::token::JoinSecret;
-use shoal_protocol::{ObjectId, TaskId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
-use super::{JoinRefusal, JoinReply, Refusal, Renewed};
+use super::{Hidden, JoinRefusal, JoinReply, Refusal, Renewed};
 
 /// Bytes of a frame's length.
 pub(super) const LENGTH_BYTES: usize = 4;
@@ -115,8 +115,8 @@ pub(super) enum RenewAnswer {
 pub(super) struct SecretAsk {
     /// For which task of the asking node.
     pub(super) task: TaskId,
-    /// Which secret.
-    pub(super) secret: ObjectId,
+    /// What it needs for it.
+    pub(super) what: Hidden,
 }
 
 /// The answer of a manager. Not to be shown: there is no `Debug`.

@@ -122,7 +122,10 @@ impl Users {
             None => {
                 let service = ServiceId(random.random());
                 let replicas = random.random_range(1..4);
-                let request = sim.request(at, Write::CreateService { id: service, spec: spec(service, replicas) });
+                let request = sim.request(
+                    at,
+                    Write::CreateService { id: service, spec: spec(service, replicas), credentials: None },
+                );
                 self.asked.insert(request, (service, replicas));
             }
         }

@@ -21,7 +21,7 @@ const PROTOCOLS: [&str; 8] = [
     "/shoal/tunnel/1",
     "/shoal/api/1",
     "/shoal/renew/1",
-    "/shoal/secret/1",
+    "/shoal/secret/2",
     "/shoal/nonsense/1",
 ];
 

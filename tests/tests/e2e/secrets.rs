@@ -12,7 +12,7 @@ use serde_json::Value;
 use shoal_control::core::Withheld;
 use shoal_node::disk;
 use shoal_node::identity::{Membership, NodeKey};
-use shoal_node::swarm::{self, SecretError, SwarmConfig, SwarmEvent};
+use shoal_node::swarm::{self, Hidden, SecretError, SwarmConfig, SwarmEvent};
 use shoal_protocol::{ObjectId, TaskId, WallTime};
 use shoal_tests::http;
 use shoal_tests::lab::{IMAGE, Lab, Node, PORT};
@@ -221,13 +221,13 @@ fn a_thief(lab: &Lab, secret: ObjectId) -> Result<()> {
             tokio::time::timeout(WAIT, up).await.context("no link")??;
             tokio::spawn(async move { while events.recv().await.is_some() {} });
             for (name, task) in [("another node's task", others), ("no task at all", TaskId(7))] {
-                let got = swarm.secret(manager_id, task, secret).await;
+                let got = swarm.secret(manager_id, task, Hidden::Secret(secret)).await;
                 ensure!(matches!(got, Err(SecretError::Withheld(_))), "{name}: {:?}", got.map(|bytes| bytes.len()));
             }
-            let other = swarm.secret(manager_id, own, ObjectId(7)).await;
+            let other = swarm.secret(manager_id, own, Hidden::Secret(ObjectId(7))).await;
             ensure!(matches!(other, Err(SecretError::Withheld(Withheld::Refused(_)))), "{other:?}");
             // What shows that the others were not refused for some other reason.
-            let given = swarm.secret(manager_id, own, secret).await?;
+            let given = swarm.secret(manager_id, own, Hidden::Secret(secret)).await?;
             ensure!(given.starts_with(MARKER.as_bytes()), "its own task's secret is given");
             swarm.shutdown().await;
             Ok(())

@@ -18,6 +18,7 @@ use crate::output::print;
 use crate::placement::NewPlacementArgs;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
+use crate::registry::{self, RegistryArgs};
 use crate::settings::NewSettingArgs;
 use crate::spec::{self, SpecArgs, set};
 
@@ -67,6 +68,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
     wait: WaitArgs,
     /// Image to run
     image: String,
@@ -85,7 +88,7 @@ enum ModeName {
 
 /// Creates a service and waits until it runs.
 pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
-    let wait = args.wait;
+    let (wait, registry) = (args.wait, args.registry);
     let secrets = files::resolve(client, Kind::Secret, &args.secret).await?;
     let configs = files::resolve(client, Kind::Config, &args.config).await?;
     let attachments = networks::resolve(client, &args.network).await?;
@@ -93,8 +96,10 @@ pub(crate) async fn run(client: &Client, args: CreateArgs) -> Result<(), CliErro
     networks::change(&mut spec, &[], attachments)?;
     files::change(&mut spec, Kind::Secret, &[], secrets);
     files::change(&mut spec, Kind::Config, &[], configs);
-    let created: Created = client.post("/services/create", &spec).await?;
-    warn(&created.warnings);
+    let auth = registry::header(&spec, registry).await?;
+    let unpinned = registry::pin(client, &mut spec, registry, auth.as_deref()).await?;
+    let created: Created = client.post_as(auth.as_deref(), "/services/create", &spec).await?;
+    warn(&unpinned.into_iter().chain(created.warnings).collect::<Vec<_>>());
     print(&format!("{}\n", created.id))?;
     if wait.detach {
         return Ok(());

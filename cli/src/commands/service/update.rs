@@ -15,6 +15,7 @@ use crate::output::print;
 use crate::placement::ChangedPlacementArgs;
 use crate::ports::Publish;
 use crate::progress::{self, Asked};
+use crate::registry::{self, RegistryArgs};
 use crate::settings::ChangedSettingArgs;
 use crate::spec::{self, SpecArgs, set, slot};
 use crate::words;
@@ -95,6 +96,8 @@ pub(crate) struct UpdateArgs {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
     wait: WaitArgs,
     /// The service, by name or ID
     service: String,
@@ -125,19 +128,26 @@ pub(crate) async fn run(client: &Client, args: UpdateArgs) -> Result<(), CliErro
     networks::change(&mut spec, &gone, networks::resolve(client, &args.network_add).await?)?;
     if args.rollback {
         change(&mut spec, &args)?;
-        if spec != before || !args.spec.is_empty() {
+        if spec != before || !args.spec.is_empty() || args.registry.with_registry_auth {
             return Err(CliError::Misused("other flags may not be combined with --rollback".to_owned()));
         }
     } else {
         change(&mut spec, &args)?;
     }
-    send(client, &mut object, &spec, &args.service, args.rollback, args.wait).await
+    let auth = registry::header(&spec, args.registry).await?;
+    let unpinned = match args.image {
+        Some(_) => registry::pin(client, &mut spec, args.registry, auth.as_deref()).await?,
+        None => None,
+    };
+    let sent = Sent { spec, rollback: args.rollback, auth, unpinned };
+    send(client, &mut object, sent, &args.service, args.wait).await
 }
 
 /// Gives a service its previous spec back and waits until it runs accordingly.
 pub(crate) async fn run_rollback(client: &Client, args: RollbackArgs) -> Result<(), CliError> {
     let (mut object, spec) = read(client, &args.service).await?;
-    send(client, &mut object, &spec, &args.service, true, args.wait).await
+    let sent = Sent { spec, rollback: true, auth: None, unpinned: None };
+    send(client, &mut object, sent, &args.service, args.wait).await
 }
 
 async fn read(client: &Client, name: &str) -> Result<(Value, Value), CliError> {
@@ -146,19 +156,27 @@ async fn read(client: &Client, name: &str) -> Result<(Value, Value), CliError> {
     Ok((object, spec))
 }
 
-async fn send(
-    client: &Client,
-    object: &mut Value,
-    spec: &Value,
-    name: &str,
+/// What an update sends.
+struct Sent {
+    spec: Value,
     rollback: bool,
-    wait: WaitArgs,
-) -> Result<(), CliError> {
+    /// Credentials for the image's registry that replace those that the service has.
+    auth: Option<String>,
+    /// What to say of an image that could not be pinned.
+    unpinned: Option<String>,
+}
+
+async fn send(client: &Client, object: &mut Value, sent: Sent, name: &str, wait: WaitArgs) -> Result<(), CliError> {
+    let Sent { spec, rollback, auth, unpinned } = sent;
     let id = object["ID"].as_str().unwrap_or(name);
-    let query = if rollback { "&rollback=previous" } else { "" };
+    let query = match (rollback, &auth) {
+        (true, _) => "&rollback=previous",
+        (false, None) => "&registryAuthFrom=spec",
+        (false, Some(_)) => "",
+    };
     let path = format!("/services/{}/update?version={}{query}", escape(id), object["Version"]["Index"]);
-    let updated: Option<Updated> = client.post(&path, spec).await?;
-    warn(&updated.unwrap_or_default().warnings);
+    let updated: Option<Updated> = client.post_as(auth.as_deref(), &path, &spec).await?;
+    warn(&unpinned.into_iter().chain(updated.unwrap_or_default().warnings).collect::<Vec<_>>());
     print(&format!("{name}\n"))?;
     let asked = if rollback { Asked::Back } else { Asked::Forward };
     if wait.detach { Ok(()) } else { progress::wait(client, id, name, asked, wait.quiet).await }

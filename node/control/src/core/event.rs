@@ -9,7 +9,7 @@ use shoal_protocol::spec::PublishedPort;
 use shoal_protocol::token::{Role, RoleGrant};
 use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
-use shoal_protocol::{Key, NodeId, ObjectId, TaskId};
+use shoal_protocol::{Key, NodeId, ObjectId, ServiceId, TaskId};
 
 use crate::lease;
 use crate::routes::RouteTable;
@@ -179,6 +179,11 @@ pub enum Action {
     Reseal {
         /// Which.
         secret: ObjectId,
+    },
+    /// The same for a service's credentials.
+    ResealCredentials {
+        /// Which service.
+        service: ServiceId,
     },
     /// This node changed its mind about another one: to be told and counted, nothing else.
     Health {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
-use shoal_protocol::value::ClusterObject;
+use shoal_protocol::value::{ClusterObject, ServiceObject};
 use shoal_protocol::write::{Write, WriteError};
 use shoal_protocol::{Kind, NodeId, Now, Time};
 
@@ -104,9 +104,15 @@ impl Control {
         } else {
             let edition = cluster.edition;
             let mut secrets = self.store.objects(Kind::Secret);
-            let Some((id, ..)) = secrets.find(|(_, head, _)| head.edition < edition) else { return };
+            let secret =
+                secrets.find(|(_, head, _)| head.edition < edition).map(|(id, ..)| Action::Reseal { secret: id });
             drop(secrets);
-            self.outbox.push(Action::Reseal { secret: id });
+            let is_old = |service: &ServiceObject| service.oldest_edition().is_some_and(|oldest| oldest < edition);
+            let mut services = self.store.services().filter(|(_, service, _)| is_old(service));
+            let service = services.next().map(|(service, ..)| Action::ResealCredentials { service });
+            drop(services);
+            let Some(reseal) = secret.or(service) else { return };
+            self.outbox.push(reseal);
         }
         self.keys.ask_again = Some(now.time + ASK_AGAIN_AFTER);
     }

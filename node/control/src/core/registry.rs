@@ -5,15 +5,17 @@
 
 use std::collections::BTreeMap;
 
+use shoal_protocol::object::Sealed;
 use shoal_protocol::spec::{Availability, NodeSpec, PortConfig, SPEC_BYTES_MAX, ServiceSpec};
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{ClusterObject, NodeObject, ServiceObject, Value};
-use shoal_protocol::write::{Write, WriteError, Written};
+use shoal_protocol::write::{CredentialsChange, Write, WriteError, Written};
 use shoal_protocol::{Key, NodeId, ServiceId, WallTime};
 
 use crate::allocator;
 use crate::store::Store;
 
+mod credentials;
 mod objects;
 
 pub use objects::{DATA_BYTES_TOTAL_MAX, OBJECTS_MAX};
@@ -69,9 +71,12 @@ pub fn decide(
     now: WallTime,
 ) -> Result<Decision, WriteError> {
     match write {
-        Write::CreateService { id, spec } => create_service(*id, spec, store, now),
-        Write::UpdateService { id, version, spec, rollback } => {
-            update_service(*id, *version, spec, *rollback, store, now)
+        Write::CreateService { id, spec, credentials } => create_service(*id, spec, credentials.as_ref(), store, now),
+        Write::UpdateService { id, version, spec, rollback, credentials } => {
+            update_service(*id, *version, (spec, credentials), *rollback, store, now)
+        }
+        Write::ResealCredentials { id, version, credentials, previous } => {
+            credentials::reseal(*id, *version, (credentials, previous), store)
         }
         Write::RemoveService { id } => match store.service(*id) {
             Some(_) => Ok(Decision::one(Key::Service(*id), None, 0)),
@@ -117,7 +122,14 @@ fn read_service_spec(json: &str) -> Result<ServiceSpec, WriteError> {
     ServiceSpec::parse(json).map_err(|error| invalid(error.to_string()))
 }
 
-fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Result<Decision, WriteError> {
+fn create_service(
+    id: ServiceId,
+    json: &str,
+    credentials: Option<&Sealed>,
+    store: &Store,
+    now: WallTime,
+) -> Result<Decision, WriteError> {
+    credentials::check(credentials)?;
     let spec = read_service_spec(json)?;
     if let Some(existing) = store.service(id) {
         return if existing.spec == json {
@@ -145,6 +157,8 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
         previous_spec: None,
         rolled_back: false,
         ports,
+        credentials: credentials.cloned(),
+        previous_credentials: None,
     };
     Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), 1).with(warnings))
 }
@@ -152,7 +166,7 @@ fn create_service(id: ServiceId, json: &str, store: &Store, now: WallTime) -> Re
 fn update_service(
     id: ServiceId,
     version: u64,
-    json: &str,
+    (json, credentials): (&str, &CredentialsChange),
     rollback: bool,
     store: &Store,
     now: WallTime,
@@ -182,6 +196,8 @@ fn update_service(
             return Err(WriteError::Invalid("service mode change is not allowed".to_owned()));
         }
     }
+    let credentials = if rollback { &CredentialsChange::Previous } else { credentials };
+    let credentials = credentials::changed(id, current, credentials)?;
     let warnings = objects::check_used(&spec, store)?;
     let ports = allocate_ports(id, &spec, &current.ports, store)?;
     let index = current.index + 1;
@@ -193,6 +209,8 @@ fn update_service(
         previous_spec: Some(current.spec.clone()),
         rolled_back: rollback,
         ports,
+        credentials,
+        previous_credentials: current.credentials.clone(),
     };
     Ok(Decision::one(Key::Service(id), Some(Value::Service(service)), index).with(warnings))
 }

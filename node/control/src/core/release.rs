@@ -1,5 +1,6 @@
-//! Whether a manager hands a secret to a node: only if a task that the cluster wants there uses it.
+//! Whether a manager hands a secret or registry credentials to a node: only if a task that the cluster wants there uses them.
 
+use shoal_protocol::object::Sealed;
 use shoal_protocol::record::{Key, SlotName};
 use shoal_protocol::value::SlotTask;
 use shoal_protocol::{Kind, NodeId, ObjectId, ServiceId, TaskId, TaskState};
@@ -27,16 +28,17 @@ impl Control {
     pub fn may_have(&self, node: NodeId, task: TaskId, kind: Kind, id: ObjectId) -> Result<(), Withheld> {
         may_have(&self.store, node, task, kind, id)
     }
+
+    /// Returns what `node` may have opened for `task` to pull its image with, if its service came with credentials: those of
+    /// the spec that the task was made from. `node` has to be proved by the connection that asks.
+    pub fn credentials_for(&self, node: NodeId, task: TaskId) -> Result<Option<(ServiceId, Sealed)>, Withheld> {
+        credentials_for(&self.store, node, task)
+    }
 }
 
 fn may_have(store: &Store, node: NodeId, task: TaskId, kind: Kind, id: ObjectId) -> Result<(), Withheld> {
     let what = kind.name();
-    let Some((_, _, wanted)) = find(store, node, task) else {
-        return Err(Withheld::NotYet(format!("no task {task} on node {node} is known to use {what} {id}")));
-    };
-    if wanted.desired > TaskState::Running {
-        return Err(Withheld::NotYet(format!("task {task} is to end")));
-    }
+    let (_, wanted) = wanted(store, node, task, || format!("{what} {id}"))?;
     let template = plan::read(&wanted.template).map_err(Withheld::Refused)?;
     let names_it = template.container_spec.files().any(|file| file.kind == kind && file.id.parse() == Ok(id));
     if !names_it {
@@ -48,6 +50,33 @@ fn may_have(store: &Store, node: NodeId, task: TaskId, kind: Kind, id: ObjectId)
         None if store.is_removed(&key) => Err(Withheld::Refused(format!("{what} {id} was removed"))),
         None => Err(Withheld::NotYet(format!("{what} {id} has not arrived yet"))),
     }
+}
+
+fn credentials_for(store: &Store, node: NodeId, task: TaskId) -> Result<Option<(ServiceId, Sealed)>, Withheld> {
+    let (service, wanted) = wanted(store, node, task, || "registry credentials".to_owned())?;
+    let object = store
+        .service(service)
+        .ok_or_else(|| Withheld::NotYet(format!("service {service} has not arrived yet, or is gone")))?;
+    if wanted.index > object.index {
+        return Err(Withheld::NotYet(format!("the spec of task {task} has not arrived yet")));
+    }
+    Ok(object.credentials_at(wanted.index).map(|sealed| (service, sealed.clone())))
+}
+
+/// Finds a task that is to run on a node.
+fn wanted(
+    store: &Store,
+    node: NodeId,
+    task: TaskId,
+    what: impl FnOnce() -> String,
+) -> Result<(ServiceId, &SlotTask), Withheld> {
+    let Some((service, _, wanted)) = find(store, node, task) else {
+        return Err(Withheld::NotYet(format!("no task {task} on node {node} is known to use {}", what())));
+    };
+    if wanted.desired > TaskState::Running {
+        return Err(Withheld::NotYet(format!("task {task} is to end")));
+    }
+    Ok((service, wanted))
 }
 
 fn find(store: &Store, node: NodeId, task: TaskId) -> Option<(ServiceId, SlotName, &SlotTask)> {
@@ -140,5 +169,35 @@ mod tests {
         store.collect();
         let got = may_have(&store, NODE, TaskId(10), Kind::Secret, SECRET);
         assert_eq!(got, Err(Withheld::NotYet(format!("secret {SECRET} has not arrived yet"))));
+    }
+
+    #[test]
+    fn only_a_wanted_task_gets_the_credentials_of_its_service() {
+        let mut store = store();
+        let sealed = Sealed { edition: 1, data: vec![7] };
+        let spec = r#"{"Name":"a","TaskTemplate":{"ContainerSpec":{"Image":"x"}}}"#.to_owned();
+        let service = shoal_protocol::value::ServiceObject {
+            index: 0, // as that of the tasks
+            created: WallTime(1),
+            updated: WallTime(1),
+            spec,
+            previous_spec: None,
+            rolled_back: false,
+            ports: Vec::new(),
+            credentials: Some(sealed.clone()),
+            previous_credentials: None,
+        };
+        let ask = |store: &Store, node, task| credentials_for(store, NodeId(node), TaskId(task));
+        assert!(matches!(ask(&store, 1, 10), Err(Withheld::NotYet(_))), "its service has not arrived");
+        put(&mut store, 5, Key::Service(ServiceId(1)), Some(&Value::Service(service.clone())));
+        for (node, task) in [(1, 10), (1, 12), (2, 20)] {
+            assert_eq!(ask(&store, node, task), Ok(Some((ServiceId(1), sealed.clone()))), "{node} {task}");
+        }
+        for (name, node, task) in [("another's", 2, 10), ("one that is to end", 1, 11), ("none", 1, 99)] {
+            assert!(matches!(ask(&store, node, task), Err(Withheld::NotYet(_))), "{name}");
+        }
+        let later = shoal_protocol::value::ServiceObject { index: 1, ..service };
+        put(&mut store, 6, Key::Service(ServiceId(1)), Some(&Value::Service(later)));
+        assert_eq!(ask(&store, 1, 10), Ok(None), "the spec before came without");
     }
 }

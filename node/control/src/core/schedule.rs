@@ -9,7 +9,7 @@ use shoal_protocol::record::SlotName;
 use shoal_protocol::settings::TASK_HISTORY_DEFAULT;
 use shoal_protocol::spec::{Reservations, TaskTemplate};
 use shoal_protocol::value::{NodeStatus, Slot, Value};
-use shoal_protocol::write::Write;
+use shoal_protocol::write::{CredentialsChange, Write};
 use shoal_protocol::{Key, Now, ServiceId, Stamp, TaskId, TaskState};
 
 use super::Control;
@@ -159,8 +159,13 @@ impl Control {
             return;
         };
         if updater::wants_rollback(progress, object.index, object.rolled_back) {
-            let write =
-                Write::UpdateService { id: service, version: object.index, spec: String::new(), rollback: true };
+            let write = Write::UpdateService {
+                id: service,
+                version: object.index,
+                spec: String::new(),
+                rollback: true,
+                credentials: CredentialsChange::Keep,
+            };
             self.requests.add_own(write, now.time);
             self.wakes.insert(service, now.time + TAKE_BACK_EVERY);
         }

@@ -490,7 +490,7 @@ mod tests {
     fn a_node_without_room_refuses_writes_until_it_has_some() {
         let (mut control, mut disk) = (alone(), Disk::default());
         run(&mut control, &mut disk, 0, 4_000);
-        let write = || Write::CreateService { id: ServiceId(7), spec: SPEC.to_owned() };
+        let write = || Write::CreateService { id: ServiceId(7), spec: SPEC.to_owned(), credentials: None };
         control.handle_event(Event::Storage(Some("no space left: /data".to_owned())), at(4_000));
         control.handle_event(Event::Request { request: 1, write: write() }, at(4_000));
         let refused = Err(WriteError::Storage("no space left: /data".to_owned()));
@@ -555,7 +555,7 @@ mod tests {
             r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"x","Configs":[
             {{"File":{{"Name":"f"}},"ConfigID":"{id}","ConfigName":"con1"}}]}}}}}}"#
         );
-        let write = Write::CreateService { id: ServiceId(7), spec };
+        let write = Write::CreateService { id: ServiceId(7), spec, credentials: None };
         disk.is_full = true;
         control.handle_event(Event::Request { request: 1, write: write.clone() }, at(4_000));
         let full = Err(WriteError::Storage("full".to_owned()));

@@ -62,6 +62,8 @@ impl World {
             spec: spec.to_owned(),
             previous_spec: None,
             rolled_back: false,
+            credentials: None,
+            previous_credentials: None,
             ports: ServiceSpec::read(spec).unwrap().endpoint_spec.ports,
         };
         self.desired = Some(Desired::of(&object).unwrap());

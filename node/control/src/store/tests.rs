@@ -49,6 +49,8 @@ pub(super) fn service_object(spec: &str) -> Value {
         spec: spec.to_owned(),
         previous_spec,
         rolled_back,
+        credentials: None,
+        previous_credentials: None,
         ports,
     })
 }

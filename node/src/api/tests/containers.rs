@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine as _;
 use shoal_control::task::ContainerPlan;
 use shoal_control::task::health::HealthStatus;
+use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::spec::mount::MountKind;
 use shoal_protocol::spec::templates::TaskContext;
 use shoal_protocol::spec::{Limits, Mount, PublishMode, Settings};
@@ -13,6 +15,7 @@ use super::*;
 use crate::driver::inventory::{
     CheckInfo, ContainerHealth, ContainerInfo, ContainerSizes, ContainerState, ImageDetails, VolumeInfo,
 };
+use crate::driver::registry::{Descriptor, PlatformName, RegistryError, Resolved};
 
 /// What a node without an engine has: a container that runs, one that has ended and one that was never started.
 struct Shelf;
@@ -118,6 +121,26 @@ impl Inventory for Shelf {
         Ok(vec![image("sha256:6d", "lab/web:1", &[base]), image("sha256:7e", "lab/web:2", &[base, ("sha256:bb", 50)])])
     }
 
+    async fn resolve(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<Resolved, RegistryError> {
+        match (image, auth) {
+            ("reg:5000/web:1", Some(auth)) if auth.username == "u" => Ok(Resolved {
+                descriptor: Descriptor {
+                    media_type: "m".to_owned(),
+                    digest: "sha256:aa".to_owned(),
+                    size: 7,
+                    platform: None,
+                },
+                platforms: vec![PlatformName {
+                    architecture: "amd64".to_owned(),
+                    os: "linux".to_owned(),
+                    variant: None,
+                }],
+            }),
+            ("reg:5000/web:1", _) => Err(RegistryError::Denied("unauthorized: authentication required".to_owned())),
+            _ => Err(RegistryError::Missing("manifest unknown: manifest unknown".to_owned())),
+        }
+    }
+
     async fn volumes(&self, sizes: bool) -> Result<Vec<VolumeInfo>, DriverError> {
         let volume = |name: &str| VolumeInfo {
             name: name.to_owned(),
@@ -132,6 +155,25 @@ impl Inventory for Shelf {
 
 fn server() -> Server {
     Server::start(Fake { inventory: Some(Arc::new(Shelf)), ..Fake::new() })
+}
+
+#[tokio::test]
+async fn a_registry_is_asked_as_the_user_that_asks() {
+    let server = server();
+    let auth = base64::engine::general_purpose::URL_SAFE.encode(r#"{"username":"u","password":"p"}"#);
+    let path = "/v1.50/distribution/reg:5000/web:1/json";
+    let (status, body) = server.send_as(&auth, Method::GET, path, "").await;
+    assert_eq!(status, StatusCode::OK);
+    let want = json!({"Descriptor": {"mediaType": "m", "digest": "sha256:aa", "size": 7},
+        "Platforms": [{"architecture": "amd64", "os": "linux"}]});
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), want);
+    for (image, status, message) in [
+        ("reg:5000/web:1", 401, "unauthorized: authentication required"),
+        ("nosuch", 404, "manifest unknown: manifest unknown"),
+    ] {
+        let path = format!("/distribution/{image}/json");
+        assert_eq!(server.refused(Method::GET, &path, "").await, (status, message.to_owned()));
+    }
 }
 
 #[tokio::test]

@@ -286,7 +286,12 @@ async fn what_is_not_there_is_refused_in_dockers_words() {
         (Method::GET, "/v1.99/info", 400, "client version 1.99 is too new. Maximum supported API version is 1.50"),
         (Method::PUT, "/networks", 501, "this operation on networks is not supported yet (PUT /networks)"),
         (Method::PUT, "/v1.41/secrets/x", 501, "this operation on secrets is not supported yet (PUT /secrets/x)"),
-        (Method::GET, "/distribution/lab/web:1/json", 501, "asking a registry about lab/web:1 is not supported yet"),
+        (
+            Method::GET,
+            "/distribution/lab/web:1",
+            501,
+            "this question to a registry (GET /distribution/lab/web:1) is not supported yet",
+        ),
         (Method::GET, "/services?filters=%7B%22colour%22:%7B%22red%22:true%7D%7D", 400, "invalid filter 'colour'"),
         (Method::DELETE, "/images/lab/web:1", 404, "No such image: lab/web:1 on n1"),
     ] {

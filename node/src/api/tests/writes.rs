@@ -1,5 +1,8 @@
 //! Writes: what users send arrives as they sent it, and refusals come back in Docker's words.
 
+use base64::Engine as _;
+use shoal_protocol::write::CredentialsChange;
+
 use super::*;
 
 #[tokio::test]
@@ -10,7 +13,7 @@ async fn a_spec_is_passed_on_as_it_was_sent() {
     assert_eq!(status, StatusCode::CREATED);
     let answer: Value = serde_json::from_slice(&answer).unwrap();
     let writes = server.fake.writes.lock().unwrap();
-    let Write::CreateService { id, spec } = &writes[0] else { panic!("{writes:?}") };
+    let Write::CreateService { id, spec, credentials: None } = &writes[0] else { panic!("{writes:?}") };
     assert_eq!((spec.as_str(), &answer), (body, &json!({"ID": id})));
 }
 
@@ -36,14 +39,44 @@ async fn an_update_names_the_version_it_read() {
     assert_eq!(server.send(Method::POST, path, SPEC).await.0, StatusCode::OK);
     {
         let writes = server.fake.writes.lock().unwrap();
-        let update = |version, rollback| Write::UpdateService { id: WEB, version, spec: SPEC.to_owned(), rollback };
+        let update = |version, rollback| {
+            let credentials = CredentialsChange::Keep;
+            Write::UpdateService { id: WEB, version, spec: SPEC.to_owned(), rollback, credentials }
+        };
         assert_eq!(*writes, [update(1, false), update(2, true)]);
     }
     for (path, message) in [
         ("/services/web/update", "invalid service version '': strconv.ParseUint: parsing \"\": invalid syntax"),
         ("/services/web/update?version=1&rollback=x", "unrecognized rollback option x"),
+        ("/services/web/update?version=3&registryAuthFrom=x", "unsupported registryAuthFrom value"),
     ] {
         assert_eq!(server.refused(Method::POST, path, SPEC).await, (400, message.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_sealed_and_never_shown() {
+    let server = Server::start(Fake::new());
+    let auth = base64::engine::general_purpose::URL_SAFE.encode(r#"{"username":"u","password":"hidden"}"#);
+    let send = async |path: &str, auth: &str| server.send_as(auth, Method::POST, path, SPEC).await;
+    assert_eq!(send("/services/web/update?version=1", &auth).await.0, StatusCode::OK);
+    assert_eq!(send("/services/web/update?version=2", "e30=").await.0, StatusCode::OK, "nobody");
+    assert_eq!(send("/services/web/update?version=3&registryAuthFrom=previous-spec", "").await.0, StatusCode::OK);
+    assert_eq!(send("/services/web/update?version=4", "hidden").await.0, StatusCode::BAD_REQUEST);
+    {
+        let writes = server.fake.writes.lock().unwrap();
+        let changes = writes.iter().map(|write| match write {
+            Write::UpdateService { credentials, .. } => credentials,
+            other => panic!("{other:?}"),
+        });
+        let changes: Vec<_> = changes.collect();
+        let CredentialsChange::Set(Some(sealed)) = changes[0] else { panic!("{changes:?}") };
+        assert!(!sealed.data.windows(6).any(|window| window == b"hidden"), "they were not sealed");
+        assert_eq!(changes[1..], [&CredentialsChange::Set(None), &CredentialsChange::Previous]);
+    }
+    for path in ["/services", "/services/web", "/tasks"] {
+        let shown = server.get(path).await.to_string();
+        assert!(!shown.contains("hidden") && !shown.to_lowercase().contains("credential"), "{shown}");
     }
 }
 

@@ -1,22 +1,67 @@
 //! Images of the engine.
 
 use std::io;
+use std::time::Duration;
 
 use bollard::Docker;
+use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
-use bollard::query_parameters::{ImportImageOptionsBuilder, ListImagesOptions, RemoveImageOptions};
+use bollard::query_parameters::{
+    CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptions, RemoveImageOptions,
+};
 use bytes::{Bytes, BytesMut};
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use shoal_protocol::WallTime;
+use shoal_protocol::registry_auth::RegistryAuth;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
-use super::{failed, message, status};
+use super::{create, failed, message, status};
 use crate::driver::{DriverError, ImageInfo};
 
 /// Bytes of an archive that are read at a time, and such pieces that wait for the engine.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 4;
+
+/// What a pull may take; after that the image counts as missing, and the task is tried on another node.
+const PULL_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// Returns whether the engine has an image.
+pub(super) async fn is_there(docker: &Docker, image: &str) -> Result<bool, DriverError> {
+    match docker.inspect_image(image).await {
+        Ok(_) => Ok(true),
+        Err(error) if status(&error) == Some(404) => Ok(false),
+        Err(error) => Err(failed("look for the image", error)),
+    }
+}
+
+/// Has the engine pull an image.
+pub(super) async fn pull(
+    docker: &Docker,
+    image: &str,
+    auth: Option<&RegistryAuth>,
+    hostname: &str,
+) -> Result<(), DriverError> {
+    let missing = |reason| DriverError::NotPulled { image: image.to_owned(), node: hostname.to_owned(), reason };
+    let (name, tag) = create::name_and_tag(image);
+    let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let credentials = auth.map(|auth| DockerCredentials {
+        username: given(&auth.username),
+        password: given(&auth.password),
+        serveraddress: given(&auth.serveraddress),
+        identitytoken: given(&auth.identitytoken),
+        registrytoken: given(&auth.registrytoken),
+        ..DockerCredentials::default()
+    });
+    let pull = docker.create_image(Some(options), None, credentials).try_for_each(|_| async { Ok(()) });
+    match tokio::time::timeout(PULL_MAX, pull).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Error::DockerStreamError { error })) => Err(missing(error)),
+        Ok(Err(error)) => Err(missing(message(error))),
+        Err(_) => Err(missing(format!("the engine did not pull it within {} minutes", PULL_MAX.as_secs() / 60))),
+    }
+}
 
 /// Hands an archive to the engine and returns the references that it found in it.
 pub(super) async fn load(

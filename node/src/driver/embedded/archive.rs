@@ -44,8 +44,8 @@ enum Member {
 pub struct ArchivedImage {
     /// References, such as `shoal/whoami:latest`; not yet in their normal form.
     pub references: Vec<String>,
-    /// Digest of its manifest, if the archive has one.
-    pub manifest_digest: Option<String>,
+    /// Digests of its manifest and of the indexes that name that, as far as the archive has any.
+    pub digests: Vec<String>,
     /// Its configuration as it lies in the archive; its digest has been checked if the archive names one.
     pub config: Vec<u8>,
     /// Members that hold its layers, lowest first.
@@ -85,7 +85,7 @@ impl Archive {
         } else if self.members.contains_key("index.json") {
             let index: Index = self.document("index.json", None)?;
             let mut images = Vec::new();
-            self.index_images(&index, &[], INDEX_DEPTH_MAX, &mut images)?;
+            self.index_images(&index, &[], &[], INDEX_DEPTH_MAX, &mut images)?;
             images
         } else {
             return Err(ImageError::Invalid(
@@ -130,7 +130,7 @@ impl Archive {
             let named = stem.len() == 64 && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
             let config = self.bytes(&entry.config, named.then_some(stem.as_str()))?;
             let references = entry.repo_tags.unwrap_or_default();
-            Ok(ArchivedImage { references, manifest_digest: None, config, layers: entry.layers })
+            Ok(ArchivedImage { references, digests: Vec::new(), config, layers: entry.layers })
         };
         entries.into_iter().map(image).collect()
     }
@@ -139,6 +139,7 @@ impl Archive {
         &self,
         index: &Index,
         inherited: &[String],
+        above: &[String],
         depth: usize,
         images: &mut Vec<ArchivedImage>,
     ) -> Result<(), ImageError> {
@@ -157,18 +158,19 @@ impl Archive {
             }
             let references = entry.references().map_or_else(|| inherited.to_vec(), |reference| vec![reference]);
             let digest = entry.hexadecimal()?;
+            let digests = [above, std::slice::from_ref(&entry.digest)].concat();
             if entry.media_type.contains("index") || entry.media_type.contains("manifest.list") {
                 if depth == 0 {
                     return Err(ImageError::Invalid("archive has indexes within indexes without end".to_owned()));
                 }
                 let inner: Index = self.document(&name, Some(digest))?;
-                self.index_images(&inner, &references, depth - 1, images)?;
+                self.index_images(&inner, &references, &digests, depth - 1, images)?;
                 continue;
             }
             let manifest: Manifest = self.document(&name, Some(digest))?;
             images.push(ArchivedImage {
                 references,
-                manifest_digest: Some(entry.digest.clone()),
+                digests,
                 config: self.bytes(&manifest.config.blob()?, Some(manifest.config.hexadecimal()?))?,
                 layers: manifest.layers.iter().map(Descriptor::blob).collect::<Result<_, _>>()?,
             });

@@ -15,11 +15,12 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shoal_protocol::WallTime;
+use shoal_protocol::image::{Reference, is_digest};
 
 use super::archive::{Archive, ArchivedImage};
 use super::bundle::{read_json, write_json};
 use super::layer;
-use super::reference::{Reference, parse_time};
+use super::time::parse_time;
 use crate::driver::inventory::ImageDetails;
 use crate::driver::{DriverError, ImageInfo};
 
@@ -94,7 +95,7 @@ impl ImageError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     references: BTreeSet<String>,
-    /// Digests of manifests it was loaded by.
+    /// Digests of manifests and indexes it was loaded by.
     manifests: BTreeSet<String>,
     layers: Vec<String>,
     bytes: u64,
@@ -121,6 +122,13 @@ pub struct Config {
     pub config: Option<Defaults>,
     created: Option<String>,
     rootfs: RootFs,
+}
+
+impl Config {
+    /// Returns the digests of the layers' content, lowest first, as the image names them.
+    pub fn diff_ids(&self) -> &[String] {
+        &self.rootfs.diff_ids
+    }
 }
 
 /// Defaults of containers.
@@ -190,6 +198,14 @@ impl ImageStore {
             Self { images, layers, index: Mutex::new(index), changing: Mutex::new(()), counter: AtomicU64::new(0) };
         store.sweep(used).map_err(|error| ImageError::io("failed to clean up images", error))?;
         Ok(store)
+    }
+
+    /// Returns whether a layer is there, by the digest of its content: an archive need not carry it then.
+    pub fn has_layer(&self, diff_id: &str) -> bool {
+        let digits = diff_id.strip_prefix("sha256:").filter(|_| is_digest(diff_id));
+        digits.is_some_and(|digits| {
+            self.layers.join(digits).exists() && self.layers.join(format!("{digits}.size")).exists()
+        })
     }
 
     /// Creates a file for an archive that is on its way; dropping it removes it.
@@ -280,7 +296,7 @@ impl ImageStore {
             created: config.created.as_deref().and_then(parse_time).unwrap_or_default(),
         });
         record.references.extend(names.iter().cloned());
-        record.manifests.extend(image.manifest_digest.clone());
+        record.manifests.extend(image.digests.iter().cloned());
         Ok(if names.is_empty() { vec![id] } else { names })
     }
 
@@ -309,6 +325,11 @@ impl ImageStore {
             let _ = fs::remove_dir_all(&partial);
         }
         result
+    }
+
+    /// Returns whether there is an image, by what [`ImageStore::find`] finds it by.
+    pub fn has(&self, image: &str) -> bool {
+        self.index().find(image).is_some()
     }
 
     /// Finds an image by reference, identifier or beginning of an identifier.

@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use shoal_protocol::WallTime;
+use shoal_protocol::registry_auth::RegistryAuth;
 
 use super::bundle::{self, Bundle, BundleDir, CheckRecord, HealthRecord};
 use super::volumes::{self, VolumeDir, VolumeRecord};
@@ -18,6 +19,7 @@ use crate::driver::DriverError;
 use crate::driver::inventory::{
     CheckInfo, ContainerHealth, ContainerInfo, ContainerSizes, ContainerState, ImageDetails, Inventory, VolumeInfo,
 };
+use crate::driver::registry::{RegistryError, Resolved};
 
 #[async_trait]
 impl Inventory for EmbeddedDriver {
@@ -49,6 +51,10 @@ impl Inventory for EmbeddedDriver {
         let list = move || images.list().iter().map(|image| images.details(&image.id)).collect::<Result<_, _>>();
         let details = tokio::task::spawn_blocking(list).await;
         details.map_err(failed("failed to read the images"))?.map_err(|error| self.image_error(error))
+    }
+
+    async fn resolve(&self, image: &str, auth: Option<&RegistryAuth>) -> Result<Resolved, RegistryError> {
+        self.puller.resolve(image, auth).await
     }
 
     async fn volumes(&self, sizes: bool) -> Result<Vec<VolumeInfo>, DriverError> {

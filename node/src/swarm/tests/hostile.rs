@@ -218,7 +218,7 @@ async fn a_manager_learns_who_asks_for_a_secret_and_its_word_arrives() {
     let cluster = TestCluster::new();
     let (mut manager, mut worker) = (cluster.node(Role::Manager).await, cluster.node(Role::Worker).await);
     link(&mut worker, &mut manager).await;
-    let (id, asked_node, task, secret) = (worker.id, manager.id, TaskId(3), ObjectId(4));
+    let (id, asked_node, task, secret) = (worker.id, manager.id, TaskId(3), Hidden::Secret(ObjectId(4)));
     let large = vec![7; shoal_protocol::object::DATA_BYTES_LIMIT - 1];
     for (given, want) in [
         (Ok(Zeroizing::new(large.clone())), Ok(large)),
@@ -226,7 +226,7 @@ async fn a_manager_learns_who_asks_for_a_secret_and_its_word_arrives() {
         (Err(Withheld::Refused("no".to_owned())), Err(Withheld::Refused("no".to_owned()))),
     ] {
         let deciding = manager.expect("a question", |event| match event {
-            SwarmEvent::Secret { from, task, secret, reply } => Some(((from, task, secret), reply)),
+            SwarmEvent::Secret { from, task, what, reply } => Some(((from, task, what), reply)),
             _ => None,
         });
         let deciding = async {

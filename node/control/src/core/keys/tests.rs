@@ -1,8 +1,9 @@
+use shoal_protocol::object::Sealed;
 use shoal_protocol::settings::ClusterSettings;
 use shoal_protocol::spec::{Availability, NodeSpec};
 use shoal_protocol::token::RoleGrant;
 use shoal_protocol::value::{NodeStatus, Value};
-use shoal_protocol::{Key, ObjectId, Stamp};
+use shoal_protocol::{Key, ObjectId, ServiceId, Stamp};
 
 use super::*;
 use crate::core::Event;
@@ -115,6 +116,22 @@ fn secrets_are_sealed_with_the_present_key_one_after_the_other() {
     let other = Write::ResealSecret { id: SECRET, edition: 3, data: vec![0; 7] };
     control.handle_event(Event::Request { request: 9, write: other }, at(5_800));
     assert!(run(&mut control, &mut disk, 5_800, 100)[0].1.is_err());
+}
+
+#[test]
+fn credentials_are_sealed_with_the_present_key_too() {
+    let (mut control, mut disk) = holder();
+    let id = ServiceId(7);
+    let sealed = |edition| Some(Sealed { edition, data: vec![edition as u8; 50] });
+    let spec = r#"{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"x"}},"Mode":{"Replicated":{"Replicas":0}}}"#;
+    let create = Write::CreateService { id, spec: spec.to_owned(), credentials: sealed(1) };
+    let asked = |actions: &[Action]| actions.contains(&Action::ResealCredentials { service: id });
+    assert!(!asked(&write(&mut control, &mut disk, create, 4_000)));
+    let rotation = next_edition(&control);
+    assert!(asked(&write(&mut control, &mut disk, rotation, 4_200)));
+    let reseal = Write::ResealCredentials { id, version: 1, credentials: sealed(2), previous: None };
+    assert!(!asked(&write(&mut control, &mut disk, reseal, 4_400)));
+    assert_eq!(control.store().service(id).unwrap().credentials, sealed(2));
 }
 
 #[test]

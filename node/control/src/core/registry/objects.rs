@@ -239,6 +239,7 @@ pub(super) fn relies_on(write: &Write, store: &Store) -> Vec<Key> {
         | Write::RemoveNode { .. }
         | Write::UpdateCluster { .. }
         | Write::CreateObject { .. }
+        | Write::ResealCredentials { .. }
         | Write::ResealSecret { .. }
         | Write::UpdateObject { .. }
         | Write::RemoveObject { .. } => None,

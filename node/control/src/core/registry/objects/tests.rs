@@ -1,5 +1,6 @@
 use shoal_protocol::Stamp;
 use shoal_protocol::object::DATA_BYTES_LIMIT;
+use shoal_protocol::write::CredentialsChange;
 
 use super::*;
 use crate::core::registry::{clashes, decide, relies_on_older};
@@ -27,7 +28,7 @@ fn service_write(id: u128, secret: ObjectId, name: &str) -> Write {
         r#"{{"Name":"web{id}","TaskTemplate":{{"ContainerSpec":{{"Image":"x","Secrets":[
         {{"File":{{"Name":"f"}},"SecretID":"{secret}","SecretName":"{name}"}}]}}}}}}"#
     );
-    Write::CreateService { id: ServiceId(id), spec }
+    Write::CreateService { id: ServiceId(id), spec, credentials: None }
 }
 
 #[test]
@@ -129,6 +130,7 @@ fn an_update_to_what_is_gone_is_refused() {
         version,
         spec: spec.to_owned(),
         rollback,
+        credentials: CredentialsChange::Keep,
     };
     assert_eq!(carry_out(&mut store, 1, &update(1, &spec, false)), Ok(2));
     carry_out(&mut store, 1, &Write::RemoveObject { kind: Kind::Secret, id: ObjectId(5) }).unwrap();
@@ -175,7 +177,13 @@ fn what_a_service_relies_on_is_of_the_present_epoch() {
     assert_eq!(relies_on_older(&write, 2, &store), Some(key));
     assert_eq!(relies_on_older(&Write::RemoveService { id: ServiceId(1) }, 2, &store), None);
     carry_out(&mut store, 1, &write).unwrap();
-    let rollback = Write::UpdateService { id: ServiceId(1), version: 1, spec: String::new(), rollback: true };
+    let rollback = Write::UpdateService {
+        id: ServiceId(1),
+        version: 1,
+        spec: String::new(),
+        rollback: true,
+        credentials: CredentialsChange::Keep,
+    };
     assert_eq!(relies_on_older(&rollback, 2, &store), None, "there is no previous spec");
     // Written again under the present epoch, it outlives a removal that an earlier holder had begun.
     let mut record = store.record(&key).unwrap();
@@ -226,7 +234,7 @@ fn a_network_that_a_service_uses_stays_and_its_use_is_warned_of() {
     let spec = format!(
         r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"x"}},"Networks":[{{"Target":"{ID}"}}]}}}}"#
     );
-    let service = Write::CreateService { id: ServiceId(1), spec };
+    let service = Write::CreateService { id: ServiceId(1), spec, credentials: None };
     assert_eq!(carry_out(&mut store, 1, &service), Err(format!("network {ID} not found")));
     carry_out(&mut store, 1, &network_write(ID.0, "ov", "")).unwrap();
     let decision = decide(&service, &store, |_| false, NOW).unwrap();

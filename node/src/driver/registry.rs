@@ -335,4 +335,6 @@ async fn refusal(answer: Answer) -> String {
 }
 
 #[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ mod page;
 mod pauses;
 mod placement;
 mod ports;
+mod registry;
 mod rejoin;
 mod roles;
 mod secrets;

@@ -163,7 +163,7 @@ fn in_use(lab: &Lab) -> Result<()> {
 }
 
 /// Looks through everything that a node has on disk and has logged.
-fn nowhere_on_disk(node: Node<'_>) -> Result<()> {
+pub(crate) fn nowhere_on_disk(node: Node<'_>) -> Result<()> {
     let mut left = vec![node.dir()];
     let mut files = 0;
     while let Some(path) = left.pop() {

@@ -238,10 +238,24 @@ impl ImageStore {
         let source = unpacked.as_ref().unwrap_or(&incoming);
         let file = source.file.try_clone().map_err(ImageError::archive)?;
         let archive = Archive::open(file)?;
+        let mut fresh = Vec::new();
+        let stored = self.store_all(&archive, &mut fresh);
+        if stored.is_err() {
+            // Nothing names them, and nothing can begin to while this call changes the images.
+            for layer in fresh {
+                let _ = fs::remove_dir_all(self.layers.join(&layer));
+                let _ = fs::remove_file(self.layers.join(format!("{layer}.size")));
+            }
+        }
+        stored
+    }
+
+    /// Stores the images of an archive; `fresh` gets the layers that were not there before.
+    fn store_all(&self, archive: &Archive, fresh: &mut Vec<String>) -> Result<Vec<String>, ImageError> {
         let mut index = self.index().clone();
         let mut references = Vec::new();
         for image in archive.images()? {
-            references.extend(self.store(&archive, &image, &mut index)?);
+            references.extend(self.store(archive, &image, &mut index, fresh)?);
         }
         // One flush for all layers: the index must not name what a power loss can still take away.
         File::open(&self.layers)
@@ -251,7 +265,13 @@ impl ImageStore {
         Ok(references)
     }
 
-    fn store(&self, archive: &Archive, image: &ArchivedImage, index: &mut Index) -> Result<Vec<String>, ImageError> {
+    fn store(
+        &self,
+        archive: &Archive,
+        image: &ArchivedImage,
+        index: &mut Index,
+        fresh: &mut Vec<String>,
+    ) -> Result<Vec<String>, ImageError> {
         let config: Config = serde_json::from_slice(&image.config)
             .map_err(|error| ImageError::Invalid(format!("cannot read the configuration of the image: {error}")))?;
         let diff_ids: Vec<&str> = config
@@ -277,7 +297,7 @@ impl ImageStore {
             })?;
         let mut bytes = 0;
         for (diff_id, member) in diff_ids.iter().zip(&image.layers) {
-            bytes += self.store_layer(archive, member, diff_id)?;
+            bytes += self.store_layer(archive, member, diff_id, fresh)?;
         }
         let digest = hex(&Sha256::digest(&image.config));
         write_blob(&self.images.join("blobs/sha256").join(&digest), &image.config)
@@ -301,7 +321,13 @@ impl ImageStore {
     }
 
     /// Unpacks a layer unless it is there; returns the bytes of its archive.
-    fn store_layer(&self, archive: &Archive, member: &str, diff_id: &str) -> Result<u64, ImageError> {
+    fn store_layer(
+        &self,
+        archive: &Archive,
+        member: &str,
+        diff_id: &str,
+        fresh: &mut Vec<String>,
+    ) -> Result<u64, ImageError> {
         let place = self.layers.join(diff_id);
         let size = self.layers.join(format!("{diff_id}.size"));
         if place.exists()
@@ -318,6 +344,7 @@ impl ImageStore {
             }
             write_json(&size, &unpacked.bytes).map_err(failed)?;
             let _ = fs::remove_dir_all(&place);
+            fresh.push(diff_id.to_owned());
             fs::rename(&partial, &place).map_err(failed)?;
             Ok(unpacked.bytes)
         });

@@ -252,3 +252,6 @@ impl ArchiveWriter {
 fn path(descriptor: &Descriptor) -> String {
     format!("blobs/sha256/{}", descriptor.digest.trim_start_matches("sha256:"))
 }
+
+#[cfg(test)]
+mod tests;

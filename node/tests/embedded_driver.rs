@@ -508,6 +508,7 @@ fn without_root_it_names_the_other_driver() {
                 cluster: shoal_protocol::ClusterId(1),
                 hostname: "node".to_owned(),
                 container_pool: "10.212.0.0/16".parse().expect("a range of addresses"),
+                insecure_registries: Vec::new(),
                 supervisor_exe: Path::new("/nonexistent").to_owned(),
             };
             EmbeddedDriver::open(config).await.err().map(|error| error.to_string())

@@ -13,7 +13,7 @@ use super::command::MembershipError;
 use super::member::EVENTS_MAX;
 use super::membership::{Start, Stored, wall};
 use crate::identity::{Membership, NodeKey};
-use crate::swarm::{self, JoinReply, SwarmConfig, SwarmEvent, SwarmHandle};
+use crate::swarm::{self, JoinError, JoinRefusal, JoinReply, SwarmConfig, SwarmEvent, SwarmHandle};
 
 /// Between two attempts to join that `--join` asked for.
 const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -29,6 +29,8 @@ type Reply = oneshot::Sender<Result<(), MembershipError>>;
 /// How a node tries to join.
 #[derive(Clone)]
 struct Attempt {
+    /// The same for every attempt: one whose answer was late may have been admitted after all.
+    key: NodeKey,
     seeds: Vec<String>,
     token: JoinToken,
     /// Whether the node is to take tasks; if it is a member already, that stays as it is.
@@ -42,10 +44,24 @@ struct Attempt {
 /// What came of an attempt to join.
 pub(super) struct Joined {
     attempt: Attempt,
-    key: NodeKey,
-    /// On failure why, with every cause.
-    outcome: Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>, JoinReply), String>,
+    outcome: Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>, JoinReply), Failure>,
     reply: Option<Reply>,
+}
+
+/// Why an attempt to join failed.
+struct Failure {
+    /// With every cause.
+    reason: String,
+    /// Whether the cluster has removed this identity.
+    is_banned: bool,
+}
+
+impl Failure {
+    fn new(error: &(dyn std::error::Error + 'static)) -> Self {
+        let refused = error.downcast_ref::<JoinError>();
+        let is_banned = matches!(refused, Some(JoinError::Refused { reason: JoinRefusal::Banned, .. }));
+        Self { reason: with_causes(error), is_banned }
+    }
 }
 
 /// Waits for the end of an attempt to join.
@@ -76,7 +92,8 @@ impl Daemon {
         }
         match token.parse::<JoinToken>() {
             Ok(token) => {
-                let attempt = Attempt { seeds, token, availability, stored: None, again: false };
+                let key = NodeKey::generate();
+                let attempt = Attempt { key, seeds, token, availability, stored: None, again: false };
                 self.try_to_join(attempt, Some(reply), Duration::ZERO);
                 Ok(())
             }
@@ -88,8 +105,9 @@ impl Daemon {
     /// `stored` it comes back as the member that it was.
     pub(super) fn join(&mut self, token: &str, stored: Option<Stored>) -> Result<(), InvalidToken> {
         let (seeds, token) = (self.config.join.clone(), token.parse()?);
+        let key = stored.as_ref().map_or_else(NodeKey::generate, |stored| stored.key.clone());
         let (availability, stored) = (Availability::Active, stored.map(Arc::new));
-        self.try_to_join(Attempt { seeds, token, availability, stored, again: true }, None, Duration::ZERO);
+        self.try_to_join(Attempt { key, seeds, token, availability, stored, again: true }, None, Duration::ZERO);
         Ok(())
     }
 
@@ -98,31 +116,30 @@ impl Daemon {
         let (listen, advertise) = (self.config.listen_addr, self.advertised);
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let key = attempt.stored.as_ref().map_or_else(NodeKey::generate, |stored| stored.key.clone());
             let (events, receiver) = mpsc::channel(EVENTS_MAX);
-            let config = SwarmConfig { key: key.clone(), listen, advertise, membership: None, clock: wall };
+            let config = SwarmConfig { key: attempt.key.clone(), listen, advertise, membership: None, clock: wall };
             let outcome = match swarm::spawn(config, events).await {
                 Ok(handle) => match handle.join(&attempt.seeds, &attempt.token, attempt.availability).await {
                     Ok(joined) => Ok((handle, receiver, joined)),
                     Err(error) => {
                         handle.shutdown().await;
-                        Err(with_causes(&error))
+                        Err(Failure::new(&error))
                     }
                 },
-                Err(error) => Err(with_causes(&error)),
+                Err(error) => Err(Failure::new(&error)),
             };
             // The daemon may have ended meanwhile.
-            let _ = sender.send(Joined { attempt, key, outcome, reply: None });
+            let _ = sender.send(Joined { attempt, outcome, reply: None });
         });
         self.joining = Some(Joining { result, reply });
     }
 
     /// Takes in what came of an attempt to join.
     pub(super) async fn joined(&mut self, joined: Joined) {
-        let Joined { attempt, key, outcome, reply } = joined;
+        let Joined { attempt, outcome, reply } = joined;
         let result = match outcome {
             Ok((handle, receiver, answer)) => {
-                let (seeds, stored) = (attempt.seeds, attempt.stored);
+                let Attempt { key, seeds, stored, .. } = attempt;
                 match start(key, answer, stored, seeds, (handle, receiver)) {
                     Ok(start) => {
                         self.begin(start, true).await.map_err(|error| MembershipError::Failed(format!("{error:#}")))
@@ -130,12 +147,15 @@ impl Daemon {
                     Err(error) => Err(error),
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "failed to join");
+            Err(Failure { reason, is_banned }) => {
+                tracing::warn!(%reason, "failed to join");
                 if attempt.again {
-                    self.try_to_join(attempt, None, JOIN_AGAIN_AFTER);
+                    // What was removed while this node did not know that it had been admitted.
+                    let is_another = is_banned && attempt.stored.is_none();
+                    let key = if is_another { NodeKey::generate() } else { attempt.key };
+                    self.try_to_join(Attempt { key, ..attempt }, None, JOIN_AGAIN_AFTER);
                 }
-                Err(MembershipError::Invalid(error))
+                Err(MembershipError::Invalid(reason))
             }
         };
         if let Some(reply) = reply {

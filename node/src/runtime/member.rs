@@ -346,7 +346,12 @@ impl Member {
                     Ok(written) => self.admitted(&request, role, written.index),
                     Err(error) => Err(JoinRefusal::Unavailable(error.to_string())),
                 };
-                tracing::info!(node = %request.node, %role, admitted = answer.is_ok(), "a node wants to join");
+                match &answer {
+                    Ok(_) => tracing::info!(node = %request.node, %role, "admitted a node"),
+                    Err(refusal) => {
+                        tracing::warn!(node = %request.node, %role, %refusal, "failed to admit a node that wants to join");
+                    }
+                }
                 let _ = reply.send(answer);
             }
             None => {}

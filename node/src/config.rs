@@ -106,7 +106,7 @@ pub struct Config {
     #[arg(long, env = "SHOALD_CONTAINER_POOL", default_value = "10.212.0.0/16", value_name = "CIDR")]
     pub container_pool: Subnet,
 
-    /// Registry, as HOST[:PORT], that the embedded driver asks without TLS or a certificate to be trusted (may be repeated)
+    /// Registry, as HOST or HOST:PORT, that the embedded driver asks without TLS or a certificate to be trusted (may be repeated)
     #[arg(
         long = "insecure-registry",
         env = "SHOALD_INSECURE_REGISTRY",

@@ -21,6 +21,9 @@ mod updating;
 const REJECTED_DELAY: Duration = Duration::from_millis(250);
 const REJECTED_DELAY_MAX: Duration = Duration::from_secs(30);
 
+/// How long a task that has to leave its node goes on while its replacement is on its way: an operator waits for it.
+const REPLACEMENT_WAIT: Duration = Duration::from_secs(60);
+
 pub(super) struct Work<'a, 'w> {
     pub(super) input: Input<'a>,
     pub(super) desired: &'a Desired,
@@ -191,7 +194,10 @@ impl<'a, 'w> Work<'a, 'w> {
 
     fn tend(&mut self, name: SlotName, slot: &mut Slot) {
         if let Some(position) = head(slot) {
-            self.retire(slot, position, |work, task| work.must_leave(task).is_some());
+            let is_expected = self.is_expected(slot, position);
+            self.retire(slot, position, |work, task| {
+                work.must_leave(task).is_some() && !(is_expected && work.serves(task))
+            });
         }
         match head(slot) {
             None => {
@@ -284,6 +290,26 @@ impl<'a, 'w> Work<'a, 'w> {
                 }
             }
         }
+    }
+
+    /// Returns whether a task does its work: another may be waited for before it ends.
+    fn serves(&self, task: &SlotTask) -> bool {
+        !self.mode.is_job() && self.state(task) == Some(TaskState::Running) && !self.is_lost(task)
+    }
+
+    /// Returns whether the task at `position` is on its way and will soon do the work of those after it.
+    fn is_expected(&mut self, slot: &Slot, position: usize) -> bool {
+        let task = &slot.tasks[position];
+        let is_under_way = task.node.is_some() && self.state(task).is_none_or(|state| state < TaskState::Running);
+        if !is_under_way || self.is_lost(task) || slot.current().count() < 2 {
+            return false;
+        }
+        let until = *self.memory.expected.entry(task.id).or_insert(self.input.now.time) + REPLACEMENT_WAIT;
+        let is_expected = self.input.now.time < until;
+        if is_expected {
+            self.wake_at(until);
+        }
+        is_expected
     }
 
     /// Returns why a task may not stay where it is. What a task was placed for is in its own template: an update replaces
@@ -392,14 +418,16 @@ impl<'a, 'w> Work<'a, 'w> {
         }
     }
 
-    /// Puts a new task before those that are meant to run.
+    /// Puts a new task before those that are meant to run. What serves goes on while the new one is on its way.
     fn replace(&mut self, name: SlotName, slot: &mut Slot, reason: &str, until: Until) {
         self.fill(name, slot);
         let has_node = slot.tasks.first().is_some_and(|task| task.node.is_some());
         if has_node || until == Until::Now {
             for task in slot.tasks[1..].iter_mut().filter(|task| is_current(task)) {
                 let state = self.state(task);
-                self.shut_down(task, state, reason);
+                if !(has_node && self.serves(task)) {
+                    self.shut_down(task, state, reason);
+                }
             }
         }
     }

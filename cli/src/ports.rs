@@ -1,28 +1,24 @@
 //! Published ports: the short and long notation of `--publish`, and how listings show them.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use shoal_protocol::spec::{PortConfig, ProxyVersion, PublishMode, Transport, proxy_label, publish_label};
+use shoal_protocol::spec::{PortConfig, PortSettings, PublishMode, SpecError, Transport};
 
 /// Ports that one `--publish` may name at most.
 const RANGE_MAX: usize = 1024;
 
-/// The ports that one `--publish` names, by which header their tasks are told who the client is, and on which address nodes open
-/// them.
+/// The ports that one `--publish` names, and what it sets of them that Docker's API does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Publish(pub(crate) Vec<PortConfig>, pub(crate) Option<ProxyVersion>, pub(crate) Option<IpAddr>);
+pub(crate) struct Publish(pub(crate) Vec<PortConfig>, PortSettings);
 
 impl Publish {
-    /// Returns the labels by which header and address are asked for.
+    /// Returns the labels by which that is set.
     pub(crate) fn labels(&self) -> Vec<String> {
-        let header = |port: &PortConfig| {
-            self.1.map(|version| format!("{}={}", proxy_label(port.published_port), version.name()))
-        };
-        let address =
-            |port: &PortConfig| self.2.map(|address| format!("{}={address}", publish_label(port.published())));
-        self.0.iter().flat_map(|port| header(port).into_iter().chain(address(port))).collect()
+        let labels = self.0.iter().flat_map(|port| self.1.labels(port.published()));
+        labels.map(|(name, value)| format!("{name}={value}")).collect()
     }
 }
 
@@ -31,16 +27,18 @@ impl FromStr for Publish {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.contains('=') {
-            long(text).map(|(port, proxy)| Self(vec![port], proxy, None))
+            long(text).map(|(port, settings)| Self(vec![port], settings))
         } else {
-            short(text).map(|(ports, address)| Self(ports, None, address))
+            let (ports, address) = short(text)?;
+            Ok(Self(ports, PortSettings { address, ..PortSettings::default() }))
         }
     }
 }
 
-/// Reads `target=80,published=8080,protocol=tcp,mode=ingress`. Source: docker/cli, `opts.PortOpt`; `proxy` is shoal's own.
-fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
-    let mut proxy = None;
+/// Reads `target=80,published=8080,protocol=tcp,mode=ingress`. Source: docker/cli, `opts.PortOpt`; `proxy` and
+/// `connections` are shoal's own.
+fn long(text: &str) -> Result<(PortConfig, PortSettings), String> {
+    let mut settings = PortSettings::default();
     let mut port = PortConfig { protocol: "tcp".to_owned(), ..PortConfig::default() };
     for field in text.split(',') {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("'{field}' is not KEY=VALUE"))?;
@@ -48,7 +46,8 @@ fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
             "target" => port.target_port = number(value)?,
             "published" => port.published_port = number(value)?,
             "protocol" => port.protocol = protocol(value)?,
-            "proxy" => proxy = Some(value.parse().map_err(|error: shoal_protocol::spec::SpecError| error.to_string())?),
+            "proxy" => settings.proxy = Some(value.parse().map_err(|error: SpecError| error.to_string())?),
+            "connections" => settings.connections = Some(connections(value)?),
             "mode" => {
                 port.publish_mode = match value {
                     "ingress" => PublishMode::Ingress,
@@ -58,7 +57,7 @@ fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
             }
             other => {
                 return Err(format!(
-                    "'{other}' is not a field of a port: expected target, published, protocol, mode or proxy"
+                    "'{other}' is not a field of a port: expected target, published, protocol, mode, proxy or connections"
                 ));
             }
         }
@@ -67,10 +66,14 @@ fn long(text: &str) -> Result<(PortConfig, Option<ProxyVersion>), String> {
         return Err("missing mandatory field target".to_owned());
     }
     let is_ingress_tcp = port.transport() == Transport::Tcp && port.publish_mode == PublishMode::Ingress;
-    if proxy.is_some() && !(is_ingress_tcp && port.published_port != 0) {
-        return Err("proxy needs a published TCP port in mode ingress".to_owned());
+    if settings != PortSettings::default() && !(is_ingress_tcp && port.published_port != 0) {
+        return Err("proxy and connections need a published TCP port in mode ingress".to_owned());
     }
-    Ok((port, proxy))
+    Ok((port, settings))
+}
+
+fn connections(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| format!("'{text}' is not a number of connections: expected 1 or more"))
 }
 
 /// Reads `[[address:]published:]target[/protocol]`, where both ports may be ranges of one length. The address is shoal's own:
@@ -182,9 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn a_header_and_an_address_are_asked_for_by_labels() {
+    fn what_docker_does_not_know_is_set_by_labels() {
         let labels = |text: &str| text.parse::<Publish>().unwrap().labels();
         assert_eq!(labels("published=8080,target=80,proxy=v2"), ["shoal.proxy.8080=v2"]);
+        assert_eq!(
+            labels("published=80,target=80,connections=9,proxy=v1"),
+            ["shoal.proxy.80=v1", "shoal.connections.80=9"]
+        );
         assert_eq!(labels("published=8080,target=80"), [""; 0]);
         assert_eq!(labels("127.0.0.1:8080:80"), ["shoal.publish.8080=127.0.0.1"]);
         assert_eq!(labels("[::1]:53-54:53-54/udp"), ["shoal.publish.53/udp=::1", "shoal.publish.54/udp=::1"]);
@@ -207,9 +214,11 @@ mod tests {
             ("published=80", "missing mandatory field target"),
             ("target=80,mode=x", "not a publish mode"),
             ("target=80,published=80,proxy=v3", "expected v1 or v2"),
-            ("target=80,proxy=v2", "needs a published TCP port"),
-            ("target=53,published=53,protocol=udp,proxy=v2", "needs a published TCP port"),
-            ("target=80,published=80,mode=host,proxy=v1", "needs a published TCP port"),
+            ("target=80,published=80,connections=0", "'0' is not a number of connections"),
+            ("target=80,published=80,mode=host,connections=1", "need a published TCP port"),
+            ("target=80,proxy=v2", "need a published TCP port"),
+            ("target=53,published=53,protocol=udp,proxy=v2", "need a published TCP port"),
+            ("target=80,published=80,mode=host,proxy=v1", "need a published TCP port"),
             ("target=80,colour=x", "not a field"),
         ] {
             let error = text.parse::<Publish>().unwrap_err();

@@ -6,9 +6,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use shoal_protocol::spec::{
-    PortConfig, PublishedPort, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig, proxy_port, publish_port,
-};
+use shoal_protocol::spec::{PortConfig, PortSettings, PublishedPort, RESTART_DELAY_NANOS_DEFAULT, UpdateConfig};
 
 use crate::error::CliError;
 use crate::health::HealthArgs;
@@ -348,7 +346,7 @@ pub(crate) fn change_labels(spec: &mut Value, path: &[&str], remove: &[String], 
     }
 }
 
-/// Removes the labels about ports which are to be removed by target: a PROXY header, an address.
+/// Removes the labels about ports that are to be removed by target.
 pub(crate) fn forget_ports(spec: &mut Value, remove: &[PortConfig]) {
     if remove.is_empty() {
         return;
@@ -358,10 +356,18 @@ pub(crate) fn forget_ports(spec: &mut Value, remove: &[PortConfig]) {
     let is_gone = |port: &PortConfig| {
         remove.iter().any(|gone| gone.target_port == port.target_port && gone.transport() == port.transport())
     };
-    let gone: Vec<PublishedPort> = ports.iter().filter(|port| is_gone(port)).map(PortConfig::published).collect();
+    let gone: Vec<PortConfig> = ports.iter().filter(|port| is_gone(port)).cloned().collect();
+    forget_settings(spec, &gone);
+}
+
+/// Removes the labels about published ports.
+pub(crate) fn forget_settings(spec: &mut Value, ports: &[PortConfig]) {
+    if ports.is_empty() {
+        return;
+    }
+    let gone: Vec<PublishedPort> = ports.iter().map(PortConfig::published).collect();
     if let Some(labels) = slot(spec, &["Labels"]).as_object_mut() {
-        let port_of = |label: &str| proxy_port(label).map(PublishedPort::tcp).or_else(|| publish_port(label));
-        labels.retain(|label, _| !port_of(label).is_some_and(|port| gone.contains(&port)));
+        labels.retain(|label, _| !PortSettings::port_of(label).is_some_and(|port| gone.contains(&port)));
     }
 }
 

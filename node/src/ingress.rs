@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use shoal_control::flows::{FLOWS_MAX, Flows};
 use shoal_control::routes::{Backend, Route, RouteTable};
-use shoal_protocol::spec::{PublishedPort, Transport};
+use shoal_protocol::spec::{PortSettings, PublishedPort, Transport};
 use shoal_protocol::{NodeId, ServiceId, TaskId, Time};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
@@ -253,7 +253,7 @@ async fn follow(shared: Arc<Shared>, mut changes: watch::Receiver<Wanted>) {
     loop {
         let routes = routes_of(&changes.borrow_and_update(), shared.config.node);
         let stays = |published: &PublishedPort, open: &Listening| {
-            routes.get(published).is_some_and(|route| route.address == open.port.address)
+            routes.get(published).is_some_and(|route| route.settings.address == open.port.address)
         };
         let unwanted: Vec<PublishedPort> =
             listening.iter().filter(|(published, open)| !stays(published, open)).map(|(port, _)| *port).collect();
@@ -326,8 +326,7 @@ fn routes_of(wanted: &Wanted, here: NodeId) -> RouteTable {
         let backend = Backend { node: here, address: address.ip(), port: address.port(), suspect: false };
         Route {
             service: ServiceId::default(),
-            proxy: None,
-            address: None,
+            settings: PortSettings::default(),
             backends: BTreeMap::from([(TaskId::default(), backend)]),
         }
     };

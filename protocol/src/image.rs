@@ -5,6 +5,9 @@ use std::fmt;
 /// Characters of a reference; a longer one is none.
 const REFERENCE_CHARS_MAX: usize = 512;
 
+/// Characters of a tag.
+const TAG_CHARS_MAX: usize = 128;
+
 /// What Docker Hub is called in names.
 pub const HUB: &str = "docker.io";
 
@@ -36,14 +39,13 @@ impl Reference {
         let name = name.strip_prefix("docker.io/").or(name.strip_prefix("index.docker.io/")).unwrap_or(&name);
         let short = name.strip_prefix("library/").filter(|rest| !rest.contains('/'));
         let name = short.unwrap_or(name).to_owned();
-        let plain = |text: &str, more: &str| {
-            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
-        };
-        let is_part = |part: &str| plain(part, "._-") && part.starts_with(|c: char| c.is_ascii_alphanumeric());
         let (host, path) = split_host(&name);
+        // Sixty-four hexadecimal digits are taken for the identifier of an image.
+        let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let good = host.is_none_or(is_host)
-            && path.split('/').all(is_part)
-            && tag.as_deref().is_none_or(|tag| plain(tag, "._-"));
+            && path.split('/').all(is_path_part)
+            && tag.as_deref().is_none_or(is_tag)
+            && !is_id;
         (good && digest.as_deref().is_none_or(is_digest)).then_some(Self { name, tag, digest })
     }
 
@@ -103,6 +105,18 @@ pub fn is_digest(text: &str) -> bool {
     digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Returns whether this is lower-case letters and digits, in groups parted by a dot, one or two underscores, or dashes.
+fn is_path_part(part: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_separator = |text: &str| matches!(text, "" | "." | "_" | "__") || text.bytes().all(|byte| byte == b'-');
+    part.starts_with(is_word) && part.ends_with(is_word) && part.split(is_word).all(is_separator)
+}
+
+fn is_tag(tag: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    tag.len() <= TAG_CHARS_MAX && tag.starts_with(is_word) && tag.chars().all(|c| is_word(c) || c == '.' || c == '-')
+}
+
 /// Splits a name into the registry's host, if there is one, and the rest. Without a dot or a colon, what comes first is a user
 /// of Docker Hub.
 fn split_host(name: &str) -> (Option<&str>, &str) {
@@ -154,6 +168,15 @@ mod tests {
             ("[x]:5000/a", None),
             ("-a.b/c", None),
             ("a:b:c", None),
+            ("a__b/c--d.e:V1_.-", Some("a__b/c--d.e:V1_.-")),
+            ("Nginx", None),
+            ("a/B", None),
+            ("a..b", None),
+            ("a___b", None),
+            ("a-", None),
+            ("a:-1", None),
+            (&"0123456789abcdef".repeat(4), None),
+            (&format!("a:{}", "1".repeat(129)), None),
         ] {
             assert_eq!(Reference::parse(text).and_then(|reference| reference.tagged()).as_deref(), want, "{text:?}");
         }

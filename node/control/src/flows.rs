@@ -264,8 +264,7 @@ mod tests {
         let backend = Backend { node: NodeId(1), address: [10, 0, 0, 9].into(), port: 53, suspect: true };
         let route = Route {
             service: ServiceId(1),
-            proxy: None,
-            address: None,
+            settings: Default::default(),
             backends: BTreeMap::from([(TaskId(1), backend)]),
         };
         let mut balancer = Balancer::default();

@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use shoal_protocol::spec::{
-    PortConfig, ProxyVersion, PublishMode, PublishedPort, Transport, proxies, publish_addresses,
-};
+use shoal_protocol::spec::{PortConfig, PortSettings, PublishMode, PublishedPort, Transport};
 use shoal_protocol::value::SlotTask;
 use shoal_protocol::{NodeId, ServiceId, TaskId, TaskState};
 
@@ -22,10 +20,8 @@ pub type RouteTable = BTreeMap<PublishedPort, Route>;
 pub struct Route {
     /// Whose port it is.
     pub service: ServiceId,
-    /// By which header the tasks are told who the client is, if they are.
-    pub proxy: Option<ProxyVersion>,
-    /// On which address alone nodes open it; `None` means where they open all.
-    pub address: Option<IpAddr>,
+    /// What its service sets of it.
+    pub settings: PortSettings,
     /// Healthy running tasks.
     pub backends: BTreeMap<TaskId, Backend>,
 }
@@ -55,10 +51,10 @@ pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTab
         if ports.is_empty() {
             continue;
         }
-        let (proxies, addresses) = (proxies(&spec.labels), publish_addresses(&spec.labels));
+        let settings = PortSettings::of(&spec.labels);
         let route = |published: PublishedPort| {
-            let proxy = proxies.get(&published.number).copied().filter(|_| published.transport == Transport::Tcp);
-            Route { service, proxy, address: addresses.get(&published).copied(), backends: BTreeMap::new() }
+            let settings = settings.get(&published).copied().unwrap_or_default();
+            Route { service, settings, backends: BTreeMap::new() }
         };
         let mut routes: RouteTable = ports.iter().map(|port| (port.published(), route(port.published()))).collect();
         for (_, slot) in store.slots(service) {

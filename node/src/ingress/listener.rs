@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tracing::{debug, info, warn};
 
-use super::port::Port;
+use super::port::{Admitted, Port};
 use super::{Shared, forward};
 
 /// Between two attempts to open a port that is taken.
@@ -94,8 +94,10 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener) {
     loop {
+        // Who has to wait for room does so in the kernel's backlog.
+        let admitted = port.admit().await;
         match listener.accept().await {
-            Ok((client, _)) => take(shared, port, client).await,
+            Ok((client, _)) => take(shared, (port, admitted), client).await,
             Err(error) => {
                 shared.metrics.accept_errors.add(1);
                 debug!(port = %port.published, %error, "failed to accept");
@@ -106,7 +108,7 @@ async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener) 
 }
 
 /// Forwards `client` in a task of its own, as soon as the node may forward one more connection.
-async fn take(shared: &Arc<Shared>, port: &Arc<Port>, client: TcpStream) {
+async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), client: TcpStream) {
     let permit = match shared.connections.clone().try_acquire_owned() {
         Ok(permit) => permit,
         Err(_) => {
@@ -117,7 +119,7 @@ async fn take(shared: &Arc<Shared>, port: &Arc<Port>, client: TcpStream) {
     port.metrics.add(|port| &port.accepted, 1);
     let (shared, port) = (shared.clone(), port.clone());
     tokio::spawn(async move {
-        let _permit = permit;
+        let _permits = (permit, admitted);
         port.metrics.add(|port| &port.open, 1);
         forward::forward(&shared, &port, client).await;
         port.metrics.sub(|port| &port.open, 1);

@@ -52,6 +52,8 @@ pub struct Connections {
     pub attempts_failed: Counter,
     /// Backends sent to rest.
     pub ejections: Counter,
+    /// Times that accepting waited because the port forwards as many as its service allows.
+    pub paused: Counter,
     /// Bytes from clients to tasks.
     pub bytes_in: Counter,
     /// Bytes from tasks to clients.
@@ -121,7 +123,7 @@ impl IngressMetrics {
 /// Name, help and value of what is counted for each port.
 type PortFamily = (&'static str, &'static str, fn(&Connections) -> &Counter);
 
-const PORT_COUNTERS: [PortFamily; 6] = [
+const PORT_COUNTERS: [PortFamily; 7] = [
     ("shoal_ingress_connections", "Client connections accepted (UDP: flows begun), by published port", |port| {
         &port.accepted
     }),
@@ -132,6 +134,11 @@ const PORT_COUNTERS: [PortFamily; 6] = [
         &port.attempts_failed
     }),
     ("shoal_ingress_ejections", "Tasks that were not tried for a while, by published port", |port| &port.ejections),
+    (
+        "shoal_ingress_limited",
+        "Times that accepting waited at the port's limit of connections, by published port",
+        |port| &port.paused,
+    ),
     ("shoal_ingress_received_bytes", "Bytes from clients to tasks, by published port", |port| &port.bytes_in),
     ("shoal_ingress_sent_bytes", "Bytes from tasks to clients, by published port", |port| &port.bytes_out),
 ];
@@ -176,7 +183,7 @@ impl Collector for IngressMetrics {
             ConstGauge::new(open).encode(family.encode_family(labels)?)?;
         }
         for (name, help, counter) in [
-            ("shoal_ingress_paused", "Times that accepting waited for connections to end", &self.paused),
+            ("shoal_ingress_paused", "Times that accepting waited at the node's limit of connections", &self.paused),
             ("shoal_ingress_accept_errors", "Connections that the kernel could not hand over", &self.accept_errors),
             ("shoal_ingress_datagrams_dropped", "Datagrams whose way to a task was full", &self.datagrams_dropped),
             ("shoal_ingress_flows_evicted", "Flows that ended to make room for others", &self.flows_evicted),

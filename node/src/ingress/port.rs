@@ -11,6 +11,7 @@ use shoal_control::flows;
 use shoal_control::routes::{Backend, Route};
 use shoal_protocol::spec::{ProxyVersion, PublishedPort};
 use shoal_protocol::{NodeId, TaskId, Time};
+use tokio::sync::Notify;
 
 use super::IngressConfig;
 use super::metrics::PortMetrics;
@@ -22,13 +23,20 @@ pub(super) struct Port {
     pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
+    /// There may be room for one more connection. Only the listener waits for it.
+    room: Notify,
 }
 
 struct State {
     route: Route,
     balancer: Balancer,
     rng: StdRng,
+    /// Connections of clients that count towards the port's limit.
+    admitted: u32,
 }
+
+/// A client's connection that counts towards the limit of its port for as long as this lives.
+pub(super) struct Admitted(Arc<Port>);
 
 /// A connection that is counted for a backend for as long as this lives.
 pub(super) struct Counted {
@@ -43,10 +51,11 @@ impl Port {
         let metrics = config.metrics.port(published);
         Self {
             published,
-            address: route.address,
+            address: route.settings.address,
             metrics,
             here: config.node,
-            state: Mutex::new(State { route, balancer: Balancer::default(), rng }),
+            state: Mutex::new(State { route, balancer: Balancer::default(), rng, admitted: 0 }),
+            room: Notify::new(),
         }
     }
 
@@ -55,12 +64,33 @@ impl Port {
         state.route = route;
         let State { route, balancer, .. } = &mut *state;
         balancer.retain(route);
+        drop(state);
+        self.room.notify_one();
+    }
+
+    /// Waits until the port may forward one more connection.
+    pub(super) async fn admit(self: &Arc<Self>) -> Admitted {
+        let mut is_paused = false;
+        loop {
+            {
+                let mut state = self.state();
+                if state.route.settings.connections.is_none_or(|most| state.admitted < most.get()) {
+                    state.admitted += 1;
+                    return Admitted(self.clone());
+                }
+            }
+            if !is_paused {
+                self.metrics.add(|port| &port.paused, 1);
+            }
+            is_paused = true;
+            self.room.notified().await;
+        }
     }
 
     /// Chooses a backend that is not in `tried` and counts a connection for it.
     pub(super) fn choose(self: &Arc<Self>, tried: &BTreeSet<TaskId>, now: Time) -> Option<Counted> {
         let mut state = self.state();
-        let State { route, balancer, rng } = &mut *state;
+        let State { route, balancer, rng, .. } = &mut *state;
         let task = balancer.choose(route, self.here, tried, rng, now)?;
         let backend = route.backends.get(&task)?.clone();
         balancer.opening(task);
@@ -69,7 +99,7 @@ impl Port {
 
     /// Returns by which header tasks are told who the client is.
     pub(super) fn proxy(&self) -> Option<ProxyVersion> {
-        self.state().route.proxy
+        self.state().route.settings.proxy
     }
 
     /// Returns whether a flow stays with `task`.
@@ -90,6 +120,13 @@ impl Port {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock leaves the state half-changed, so a panic elsewhere does not make it unusable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.state().admitted -= 1;
+        self.0.room.notify_one();
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 
+mod limit;
 mod udp;
 
 const HERE: NodeId = NodeId(1);
@@ -115,7 +116,7 @@ fn backend(node: NodeId, address: SocketAddr) -> Backend {
 
 fn route(backends: &[(u128, NodeId, SocketAddr)]) -> Route {
     let backends = backends.iter().map(|&(task, node, address)| (TaskId(task), backend(node, address))).collect();
-    Route { service: ServiceId(5), proxy: None, address: None, backends }
+    Route { service: ServiceId(5), settings: PortSettings::default(), backends }
 }
 
 fn tcp(port: u16) -> PublishedPort {
@@ -422,7 +423,8 @@ async fn a_task_is_told_who_the_client_is_if_it_wants_to_know() {
         let client = TcpSocket::new_v4().unwrap();
         client.bind(SocketAddr::new(LOCALHOST, 0)).unwrap();
         let want = proxy::header(version, client.local_addr().unwrap(), SocketAddr::new(LOCALHOST, port));
-        let route = Route { proxy: Some(version), ..route(&[(1, node, read_header(want.len()).await)]) };
+        let settings = PortSettings { proxy: Some(version), ..PortSettings::default() };
+        let route = Route { settings, ..route(&[(1, node, read_header(want.len()).await)]) };
         far.apply(BTreeMap::from([(tcp(port), route.clone())]), BTreeMap::new());
         near.apply(BTreeMap::from([(tcp(port), route)]), BTreeMap::new());
         // A client that comes before the route waits for a backend.
@@ -522,7 +524,10 @@ async fn a_port_is_opened_on_the_address_of_its_service_alone() {
     let (task, port) = (EchoTask::start(b'a').await, free_port().await);
     let config = IngressConfig { publish_addr: None, ..config(HERE, CONNECTIONS_MAX) };
     let ingress = Ingress::spawn(config, Arc::<Nodes>::default());
-    let on = |address: &str| Route { address: Some(address.parse().unwrap()), ..route(&[(1, HERE, task.address)]) };
+    let on = |address: &str| Route {
+        settings: PortSettings { address: Some(address.parse().unwrap()), ..PortSettings::default() },
+        ..route(&[(1, HERE, task.address)])
+    };
     let apply = |address: &str| ingress.apply(BTreeMap::from([(tcp(port), on(address))]), BTreeMap::new());
     let answers = |address: &str| {
         let address: IpAddr = address.parse().unwrap();

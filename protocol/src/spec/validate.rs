@@ -13,6 +13,7 @@ use super::{
     ModeKind, NodeSpec, PublishMode, SPEC_BYTES_MAX, ServiceSpec, TaskTemplate, UpdateConfig, generic, health,
     settings, templates,
 };
+use crate::image::Reference;
 
 /// Networks of one service at most.
 pub const NETWORKS_MAX: usize = 32;
@@ -285,13 +286,12 @@ fn is_empty(value: &Value) -> bool {
 /// Checks the values of a service's spec.
 pub fn validate(spec: &ServiceSpec) -> Result<(), SpecError> {
     validate_name(&spec.name)?;
-    super::proxy::validate(spec)?;
-    super::publish::validate(spec)?;
+    super::port_labels::validate(spec)?;
     let container = &spec.task_template.container_spec;
     if container.image.trim().is_empty() {
         return invalid("ContainerSpec: image reference must be provided");
     }
-    if container.image.chars().any(|char| char.is_whitespace() || char.is_control()) {
+    if Reference::parse(&container.image).is_none() {
         return invalid(format!("ContainerSpec: \"{}\" is not a valid repository/tag", container.image));
     }
     templates::validate(spec)?;

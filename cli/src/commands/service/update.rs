@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shoal_protocol::Kind;
-use shoal_protocol::spec::{PortConfig, publish_labels};
+use shoal_protocol::spec::PortConfig;
 
 use crate::client::{Client, escape};
 use crate::commands::service::{WaitArgs, warn};
@@ -197,10 +197,9 @@ fn change(spec: &mut Value, args: &UpdateArgs) -> Result<(), CliError> {
     let ports = |publish: &[Publish]| -> Vec<PortConfig> { publish.iter().flat_map(|one| one.0.clone()).collect() };
     spec::forget_ports(spec, &ports(&args.publish_rm));
     let labels: Vec<String> = args.publish_add.iter().flat_map(Publish::labels).collect();
-    // A port that is published anew without an address is published on all.
-    let everywhere = args.publish_add.iter().filter(|publish| publish.2.is_none()).flat_map(|publish| &publish.0);
-    let outdated: Vec<String> = everywhere.flat_map(|port| publish_labels(port.published())).collect();
-    spec::change_labels(spec, &["Labels"], &outdated, &labels);
+    // A port that is published anew has what it is published with, and nothing of what was set before.
+    spec::forget_settings(spec, &ports(&args.publish_add));
+    spec::change_labels(spec, &["Labels"], &[], &labels);
     spec::change_ports(spec, &ports(&args.publish_rm), &ports(&args.publish_add))?;
     mounts::change(spec, &args.mount_rm, &args.mount_add)?;
     args.settings.apply(spec);
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_has_the_address_it_was_last_published_on() {
+    fn a_port_has_what_it_was_last_published_with() {
         let mut spec = json!({"Labels": {"a": "b"}});
         let labels = |spec: &mut Value, line: &[&str]| {
             change(spec, &Probe::try_parse_from([&["update"], line, &["web"]].concat()).unwrap().args).unwrap();
@@ -236,6 +235,8 @@ mod tests {
         assert_eq!(labels(&mut spec, &["--publish-add", "8081:81"]), bound);
         assert_eq!(labels(&mut spec, &["--publish-add", "8080:80"]), json!({"a": "b"}));
         assert_eq!(labels(&mut spec, &["--publish-add", "[::1]:8080:80"])["shoal.publish.8080"], "::1");
+        let limited = json!({"a": "b", "shoal.connections.8080": "5"});
+        assert_eq!(labels(&mut spec, &["--publish-add", "published=8080,target=80,connections=5"]), limited);
         assert_eq!(labels(&mut spec, &["--publish-rm", "80"]), json!({"a": "b"}));
     }
 

@@ -16,8 +16,7 @@ fn route(backends: &[(u128, u128, bool)]) -> Route {
         |node, suspect| Backend { node: NodeId(node), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 80, suspect };
     Route {
         service: ServiceId(9),
-        proxy: None,
-        address: None,
+        settings: Default::default(),
         backends: backends.iter().map(|&(task, node, suspect)| (TaskId(task), backend(node, suspect))).collect(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::evidence::Seen;
 use crate::http;
@@ -72,6 +72,18 @@ impl Load {
         }
         all.sort_by_key(|request| request.begun);
         Ok(all)
+    }
+}
+
+impl Load {
+    /// Stops sending and returns all requests; an error if one failed, or if there were fewer than `least`.
+    pub fn stop_without_loss(self, least: usize) -> Result<Vec<Request>> {
+        let requests = self.stop()?;
+        let failed: Vec<&String> = requests.iter().filter_map(|request| request.result.as_ref().err()).collect();
+        println!("{} requests, {} failed", requests.len(), failed.len());
+        ensure!(requests.len() >= least, "there was hardly any load: {} requests", requests.len());
+        ensure!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), requests.len(), failed.first());
+        Ok(requests)
     }
 }
 

@@ -31,9 +31,7 @@ fn drained(lab: &Lab) -> Result<()> {
 
         let load = Load::start(lab, &others, PUBLISHED, 200);
         node.stop()?;
-        let requests = load.stop()?;
-        let failed: Vec<_> = requests.iter().filter_map(|request| request.result.as_ref().err()).collect();
-        ensure!(requests.len() > 50 && failed.is_empty(), "of {} requests failed: {failed:?}", requests.len());
+        load.stop_without_loss(50)?;
         ensure!(node.tasks().is_empty(), "tasks run on a node that was drained: {:?}", node.tasks());
         ensure!(availability(watcher, node)? == "drain" && is_marked(watcher, node)?, "node {index} is not drained");
         wait_well(lab, 6, &[index])?;
@@ -53,6 +51,36 @@ fn drained(lab: &Lab) -> Result<()> {
     node.start_and_wait(START_WAIT)?;
     wait_until("all nodes are ready", WAIT, || lab.all_ready())?;
     ensure!(availability(watcher, node)? == "drain" && !is_marked(watcher, node)?, "an operator's drain was undone");
+    Ok(())
+}
+
+#[test]
+fn tasks_are_moved_and_scaled_away_without_loss() -> Result<()> {
+    let cluster = formed(3)?;
+    check(&cluster, moved(&cluster))
+}
+
+/// Requests a second.
+const RATE: u32 = 500;
+
+fn moved(lab: &Lab) -> Result<()> {
+    serve(lab, 1)?;
+    let node = lab.nodes().find(|node| !node.tasks().is_empty()).context("no node runs the task")?;
+    let (id, shoal) = (node.id()?, lab.node(1).shoal());
+    let load = Load::start(lab, &[1, 2, 3], PUBLISHED, RATE);
+    shoal.ok(&["node", "update", "--availability", "drain", &id])?;
+    wait_until("the node is empty", WAIT, || Ok(node.tasks().is_empty()))?;
+    wait_well(lab, 1, &[])?;
+    load.stop_without_loss(50)?;
+
+    shoal.ok(&["node", "update", "--availability", "active", &id])?;
+    shoal.ok(&["service", "scale", "http=6"])?;
+    wait_well(lab, 6, &[])?;
+    let load = Load::start(lab, &[1, 2, 3], PUBLISHED, RATE);
+    shoal.ok(&["service", "scale", "http=2"])?;
+    wait_until("two tasks are left", WAIT, || Ok(lab.nodes().map(|node| node.tasks().len()).sum::<usize>() == 2))?;
+    wait_well(lab, 2, &[])?;
+    load.stop_without_loss(50)?;
     Ok(())
 }
 

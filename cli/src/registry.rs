@@ -54,7 +54,7 @@ pub(crate) async fn pin(
     let Some(reference) = image.as_str().and_then(Reference::parse) else { return Ok(None) };
     let reference = reference.with_default_tag();
     *image = json!(reference.to_string());
-    if args.no_resolve_image {
+    if args.no_resolve_image || (auth.is_none() && is_loaded(client, &reference).await) {
         return Ok(None);
     }
     match client.distribution(&reference.to_string(), auth).await {
@@ -66,6 +66,17 @@ pub(crate) async fn pin(
         Err(error @ CliError::Unreachable { .. }) => Err(error),
         Err(_) => Ok(Some(warning(&reference.to_string()))),
     }
+}
+
+/// Returns whether the node that is asked has the image from a file: then no registry knows it by the digest that it has, and
+/// looking for one takes as long as a name server that is out of reach.
+async fn is_loaded(client: &Client, reference: &Reference) -> bool {
+    if reference.digest.is_some() {
+        return false;
+    }
+    // Slashes and colons mean themselves in this path.
+    let image: Result<Value, CliError> = client.get(&format!("/images/{reference}/json")).await;
+    image.is_ok_and(|image| image["RepoDigests"].as_array().is_none_or(Vec::is_empty))
 }
 
 fn write(spec: &mut Value, mut reference: Reference, answer: &Value) {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -23,12 +23,14 @@ use self::connection::Answer;
 pub use self::manifest::{Descriptor, Document, Manifest, PlatformName};
 pub use self::place::Insecure;
 use self::place::Place;
+use self::silence::Silences;
 use super::embedded::images::hex;
 
 mod challenge;
 mod connection;
 mod manifest;
 mod place;
+mod silence;
 mod tls;
 mod token;
 
@@ -78,6 +80,7 @@ pub struct Registries {
     insecure: Vec<Insecure>,
     /// Certificates are read from disk once, when the first registry is asked.
     trusting: OnceCell<Arc<ClientConfig>>,
+    silences: Silences,
 }
 
 /// What a registry says of a reference.
@@ -92,7 +95,7 @@ pub struct Resolved {
 impl Registries {
     /// Returns the way to registries, of which these need not prove who they are.
     pub fn new(insecure: Vec<Insecure>) -> Self {
-        Self { insecure, trusting: OnceCell::new() }
+        Self { insecure, trusting: OnceCell::new(), silences: Silences::default() }
     }
 
     /// Opens the repository of a reference, for a user if there are credentials. Nothing is asked yet.
@@ -304,7 +307,13 @@ impl Repository<'_> {
             Place { is_trusted: true, .. } => None,
             Place { is_trusted: false, .. } => Some(self.registries.trusting().await.map_err(unreachable)?),
         };
-        connection::send(place, tls, request).await.map_err(unreachable)
+        let (authority, began) = (place.authority(), Instant::now());
+        self.registries.silences.check(&authority, began).map_err(unreachable)?;
+        let answer = connection::send(place, tls, request).await;
+        answer.map_err(|error| {
+            self.registries.silences.note(&authority, &error, began, Instant::now());
+            unreachable(error)
+        })
     }
 
     fn invalid(&self, reason: String) -> RegistryError {

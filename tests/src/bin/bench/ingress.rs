@@ -84,6 +84,9 @@ pub(crate) fn ingress(printer: &Printer, args: &LabArgs) -> Result<()> {
     let place = ["--constraint", "node.hostname==n1", "--replicas", REPLICAS, "-p", &ports];
     node.shoal().ok(&[&["service", "create", "--name", "http"], &place[..], &[IMAGE]].concat())?;
     let tasks = task_addresses(node)?;
+    for node in [node, other] {
+        have_many_ports(node)?;
+    }
     let proxy = Proxy::start(node, &args.dir, &tasks)?;
     let through = |node: Node<'_>, port| Way {
         name: "",
@@ -223,6 +226,16 @@ fn address_of(pid: i32) -> Result<IpAddr> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let address = text.split_whitespace().skip_while(|word| *word != "inet").nth(1).context("no address")?;
     Ok(address.split('/').next().unwrap_or_default().parse()?)
+}
+
+/// Lets a node's namespace use its own ports again soon: what is measured is who forwards, not how many connections a minute
+/// the kernel has ports for.
+fn have_many_ports(node: Node<'_>) -> Result<()> {
+    http::in_namespace(node.namespace().as_deref(), || {
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535")?;
+        fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
+        Ok(())
+    })
 }
 
 /// A running HAProxy.

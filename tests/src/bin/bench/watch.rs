@@ -59,7 +59,7 @@ pub(crate) fn watch(printer: &Printer, args: &LabArgs, pictures: Option<&Path>) 
         measure("watch-top")?;
         if let Some(pictures) = pictures {
             let browser = Browser::start(None, &directory)?;
-            let screens = [("1", "n20"), ("2", "web"), ("3", "web.1")];
+            let screens = [("1", "n20"), ("2", "web"), ("3", "api.1")];
             for ((key, shown), name) in screens.into_iter().zip(["top-nodes", "top-services", "top-tasks"]) {
                 top.press(key)?;
                 top.wait("it is shown", WAIT, |text| text.contains(shown))?;

@@ -41,6 +41,9 @@ const WATCHED: usize = 3;
 /// How much more slowly the others are watched.
 const REST_SLOWDOWN: u32 = 8;
 
+/// How often a peer is pinged that is heard all the time: documents are compared by what pings say.
+const PING_AT_LEAST: Duration = Duration::from_secs(3);
+
 /// How long a listed node may take to be heard for the first time before it is suspected.
 const UNHEARD_MAX: Duration = Duration::from_secs(5);
 
@@ -396,7 +399,9 @@ impl View {
         // A ping is heard by both ends: the one with the greater ID pings only if the other does not.
         let patience = if self.me < node { PING_EVERY } else { PING_EVERY * 3 / 2 } * slowdown;
         let slack = TICK_EVERY / 2;
-        if now.since(peer.heard) + slack >= patience && now.since(peer.pinged) + slack >= PING_EVERY * slowdown {
+        let is_silent =
+            now.since(peer.heard) + slack >= patience && now.since(peer.pinged) + slack >= PING_EVERY * slowdown;
+        if is_silent || (self.me < node && now.since(peer.pinged) >= PING_AT_LEAST) {
             peer.pinged = now;
             self.actions.push_back(Action::Ping { node });
         }

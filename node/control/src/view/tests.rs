@@ -260,3 +260,19 @@ fn in_a_large_cluster_three_are_watched_closely() {
     let suspects = view.peers.iter().filter(|(_, peer)| peer.health == Health::Suspect);
     assert_eq!(suspects.map(|(&node, _)| node).collect::<Vec<_>>(), [101, 102, 103].map(id));
 }
+
+#[test]
+fn a_peer_that_is_never_silent_is_pinged_all_the_same() {
+    let mut view = View::new(id(1), Time(0));
+    view.handle_event(Event::Members((1..30).map(id).collect()), Time(0));
+    view.handle_event(Event::Connected { node: id(20) }, Time(0));
+    let mut pings = 0;
+    for now in (100..=10_000).step_by(100) {
+        view.handle_event(Event::Heard { node: id(20) }, Time(now));
+        view.handle_event(Event::Tick, Time(now));
+        while let Some(action) = view.poll_action() {
+            pings += usize::from(matches!(action, Action::Ping { node } if node == id(20)));
+        }
+    }
+    assert!((3..=5).contains(&pings), "{pings} pings in ten seconds");
+}

@@ -31,7 +31,7 @@ fn drained(lab: &Lab) -> Result<()> {
 
         let load = Load::start(lab, &others, PUBLISHED, 200);
         node.stop()?;
-        load.stop_without_loss(50)?;
+        load.stop_without_loss(500)?;
         ensure!(node.tasks().is_empty(), "tasks run on a node that was drained: {:?}", node.tasks());
         ensure!(availability(watcher, node)? == "drain" && is_marked(watcher, node)?, "node {index} is not drained");
         wait_well(lab, 6, &[index])?;
@@ -71,7 +71,7 @@ fn moved(lab: &Lab) -> Result<()> {
     shoal.ok(&["node", "update", "--availability", "drain", &id])?;
     wait_until("the node is empty", WAIT, || Ok(node.tasks().is_empty()))?;
     wait_well(lab, 1, &[])?;
-    load.stop_without_loss(50)?;
+    load.stop_without_loss(500)?;
 
     shoal.ok(&["node", "update", "--availability", "active", &id])?;
     shoal.ok(&["service", "scale", "http=6"])?;
@@ -80,7 +80,7 @@ fn moved(lab: &Lab) -> Result<()> {
     shoal.ok(&["service", "scale", "http=2"])?;
     wait_until("two tasks are left", WAIT, || Ok(lab.nodes().map(|node| node.tasks().len()).sum::<usize>() == 2))?;
     wait_well(lab, 2, &[])?;
-    load.stop_without_loss(50)?;
+    load.stop_without_loss(500)?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shoal_protocol::image::{HUB, Reference};
-use shoal_protocol::registry_auth::RegistryAuth;
+use shoal_protocol::registry_auth::{RegistryAuth, host_of};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -162,7 +162,7 @@ impl Files {
 
     /// Finds what is kept for a registry, by its name or by an address of it.
     fn find(&self, key: &str) -> Result<RegistryAuth, CliError> {
-        let by_host = || self.auths.iter().find(|(kept, _)| host(kept) == host(key)).map(|(_, kept)| kept);
+        let by_host = || self.auths.iter().find(|(kept, _)| host_of(kept) == host_of(key)).map(|(_, kept)| kept);
         let Some(kept) = self.auths.get(key).or_else(by_host) else { return Ok(RegistryAuth::default()) };
         let mut auth = RegistryAuth::default();
         (auth.username, auth.password) = (kept.username.clone(), kept.password.clone());
@@ -183,12 +183,6 @@ fn path() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let directory = set("DOCKER_CONFIG").map(PathBuf::from);
     Some(directory.or_else(|| Some(PathBuf::from(set("HOME")?).join(".docker")))?.join("config.json"))
-}
-
-/// Returns the host of a registry that is named by an address.
-fn host(key: &str) -> &str {
-    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    rest.split('/').next().unwrap_or_default()
 }
 
 async fn credentials(files: &Files, registry: &str) -> Result<RegistryAuth, CliError> {

@@ -107,7 +107,7 @@ impl Registries {
             registry: registry.to_owned(),
             name: reference.repository(),
             place: Place::of_registry(host, &self.insecure),
-            auth: auth.filter(|auth| !auth.is_empty()).cloned(),
+            auth: auth.filter(|auth| !auth.is_empty() && auth.is_for(registry)).cloned(),
             authorization: None,
         }
     }
@@ -220,12 +220,13 @@ impl Repository<'_> {
 
     /// Asks for something until the registry is content with who asks.
     async fn ask(&mut self, path: &str, accept: &str) -> Result<Answer, RegistryError> {
-        let mut answer = self.follow(path, accept).await?;
-        if answer.status == StatusCode::UNAUTHORIZED {
+        let (mut answer, place) = self.follow(path, accept).await?;
+        // Another host that it sent the question to has no say in where the user's credentials go.
+        if answer.status == StatusCode::UNAUTHORIZED && place.is_same(&self.place) {
             let challenges: Vec<String> = answer.headers(WWW_AUTHENTICATE);
             let reason = refusal(answer).await;
             self.authorization = Some(self.authorize(&challenges, &reason).await?);
-            answer = self.follow(path, accept).await?;
+            (answer, _) = self.follow(path, accept).await?;
         }
         let status = answer.status;
         if status == StatusCode::OK {
@@ -274,8 +275,8 @@ impl Repository<'_> {
         }
     }
 
-    /// Asks for something where it is, and where that place sends the question.
-    async fn follow(&mut self, path: &str, accept: &str) -> Result<Answer, RegistryError> {
+    /// Asks for something where it is, and where that place sends the question. Returns who answered, too.
+    async fn follow(&mut self, path: &str, accept: &str) -> Result<(Answer, Place), RegistryError> {
         let mut place = self.place.clone();
         let mut path = path.to_owned();
         for _ in 0..=REDIRECTS_MAX {
@@ -286,7 +287,7 @@ impl Repository<'_> {
             let request = request.body(Full::default()).map_err(|error| self.invalid(error.to_string()))?;
             let answer = self.send(&place, request).await?;
             if !answer.status.is_redirection() {
-                return Ok(answer);
+                return Ok((answer, place));
             }
             let location = answer.header(LOCATION).unwrap_or_default();
             (place, path) = place.resolve(&location).map_err(|reason| self.invalid(reason))?;
@@ -309,11 +310,11 @@ impl Repository<'_> {
         };
         let (authority, began) = (place.authority(), Instant::now());
         self.registries.silences.check(&authority, began).map_err(unreachable)?;
-        let answer = connection::send(place, tls, request).await;
-        answer.map_err(|error| {
+        let stream = connection::connect(place, tls).await.map_err(|error| {
             self.registries.silences.note(&authority, &error, began, Instant::now());
             unreachable(error)
-        })
+        })?;
+        connection::exchange(stream, request).await.map_err(unreachable)
     }
 
     fn invalid(&self, reason: String) -> RegistryError {

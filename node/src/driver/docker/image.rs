@@ -12,6 +12,7 @@ use bollard::query_parameters::{
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use shoal_protocol::WallTime;
+use shoal_protocol::image::Reference;
 use shoal_protocol::registry_auth::RegistryAuth;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
@@ -46,7 +47,8 @@ pub(super) async fn pull(
     let (name, tag) = create::name_and_tag(image);
     let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let credentials = auth.map(|auth| DockerCredentials {
+    let registry = Reference::parse(image).map(|reference| reference.registry().to_owned()).unwrap_or_default();
+    let credentials = auth.filter(|auth| auth.is_for(&registry)).map(|auth| DockerCredentials {
         username: given(&auth.username),
         password: given(&auth.password),
         serveraddress: given(&auth.serveraddress),

@@ -27,7 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the next piece of an answer may take.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// An answer that has begun.
@@ -38,23 +39,26 @@ pub(super) struct Answer {
     _connection: AbortOnDropHandle<()>,
 }
 
-/// Sends a request and waits for its answer to begin. Without `tls` the place need not prove who it is: TLS is tried, and if it
-/// speaks none, it is asked in the clear.
-pub(super) async fn send(
-    place: &Place,
-    tls: Option<Arc<ClientConfig>>,
-    request: Request<Full<Bytes>>,
-) -> io::Result<Answer> {
-    let connect = async {
-        match tls {
-            Some(config) => encrypted(place, config).await,
-            None => match encrypted(place, tls::believing()?).await {
-                Ok(stream) => Ok(stream),
-                Err(_) => Ok(Box::new(tcp(place, false).await?) as Box<dyn Stream>),
-            },
-        }
+/// Connects. Without `tls` the place need not prove who it is: TLS is tried, and if it speaks none, it is asked in the clear.
+pub(super) async fn connect(place: &Place, tls: Option<Arc<ClientConfig>>) -> io::Result<Box<dyn Stream>> {
+    let Some(config) = tls else { return connect_somehow(place).await };
+    timeout(CONNECT_TIMEOUT, encrypted(place, config)).await?
+}
+
+async fn connect_somehow(place: &Place) -> io::Result<Box<dyn Stream>> {
+    let encrypted = encrypted(place, tls::believing()?);
+    let tls_error = match timeout(CONNECT_TIMEOUT / 2, encrypted).await.map_err(io::Error::from) {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(error)) | Err(error) => error,
     };
-    let stream = timeout(CONNECT_TIMEOUT, connect).await??;
+    match timeout(CONNECT_TIMEOUT / 2, tcp(place, false)).await.map_err(io::Error::from) {
+        Ok(Ok(stream)) => Ok(Box::new(stream)),
+        Ok(Err(error)) | Err(error) => Err(io::Error::new(error.kind(), format!("{error} (with TLS: {tls_error})"))),
+    }
+}
+
+/// Sends a request and waits for its answer to begin.
+pub(super) async fn exchange(stream: Box<dyn Stream>, request: Request<Full<Bytes>>) -> io::Result<Answer> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Registries that were slow to fail: for a while nobody waits for them again.
+//! Hosts that could not be connected to and were slow to fail: for a while nobody waits for them again.
 //!
 //! Where no registry can be reached, a name server that does not answer would hold up every service that is created and every
 //! task whose image is missing, one after the other.

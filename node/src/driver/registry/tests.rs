@@ -140,6 +140,29 @@ async fn another_host_is_not_told_who_asks() {
 }
 
 #[tokio::test]
+async fn another_host_does_not_learn_who_asks_by_asking() {
+    let thief = Fake::start([("/token", ok(br#"{"token":"t"}"#))]).await;
+    let challenge = format!("www-authenticate: Bearer realm=\"http://{}/token\"\r\n", thief.host);
+    let elsewhere = Fake::start([("/m", Reply::Plain(401, challenge, Vec::new()))]).await;
+    let to = Reply::Plain(307, format!("location: http://{}/m\r\n", elsewhere.host), Vec::new());
+    let fake = Fake::start([(MANIFEST_PATH, to)]).await;
+    let error = fake.resolve(Some(&user())).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Denied(_)), "{error}");
+    assert_eq!(elsewhere.asked.lock().unwrap().len(), 1);
+    assert!(thief.asked.lock().unwrap().is_empty(), "{:?}", thief.asked);
+}
+
+#[tokio::test]
+async fn another_registry_does_not_learn_what_one_knows() {
+    let challenge = Reply::Plain(401, "www-authenticate: Basic realm=\"x\"\r\n".to_owned(), Vec::new());
+    let fake = Fake::start([(MANIFEST_PATH, challenge)]).await;
+    let mut theirs = user();
+    "registry.example".clone_into(&mut theirs.serveraddress);
+    assert!(matches!(fake.resolve(Some(&theirs)).await, Err(RegistryError::Denied(_))));
+    assert!(fake.authorizations().is_empty(), "{:?}", fake.authorizations());
+}
+
+#[tokio::test]
 async fn who_does_not_answer_is_named() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let error = Registries::new(Vec::new()).resolve(&format!("{gone}/a"), None).await.unwrap_err().to_string();

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -23,8 +22,7 @@ use shoal_protocol::value::NodeStatus;
 use shoal_protocol::write::{Write, WriteError, Written};
 use shoal_protocol::{NodeId, Now, ObjectId, TaskId, WallTime};
 use tokio::io::AsyncRead;
-use tokio::sync::{Mutex, oneshot};
-use tokio::time::Instant;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::command::{Command, Loop, LoopEnded, MembershipError};
@@ -40,9 +38,6 @@ use crate::driver::{DriverError, ImageInfo, LogQuery};
 use crate::identity::{Purpose, UnlockKey};
 use crate::swarm::{PeerStream, SwarmHandle};
 
-/// Between two attempts to unlock this node.
-const UNLOCK_PAUSE: Duration = Duration::from_millis(500);
-
 /// What this node knows of itself while it is in no cluster, too.
 pub struct Own {
     /// What it would say of itself.
@@ -57,8 +52,6 @@ pub struct Own {
 pub struct NodeBackend {
     event_loop: Loop,
     own: Own,
-    /// When the next attempt to unlock this node may be made; attempts wait for each other.
-    unlocking: Mutex<Option<Instant>>,
     /// The engine that runs the node's containers, once that is decided; it stays decided while the daemon runs.
     engine: Arc<OnceLock<Arc<Engine>>>,
     events: Arc<Hub>,
@@ -67,7 +60,7 @@ pub struct NodeBackend {
 impl NodeBackend {
     /// Returns the backend of the node that `event_loop` leads to.
     pub fn new(event_loop: Loop, own: Own, engine: Arc<OnceLock<Arc<Engine>>>, events: Arc<Hub>) -> Self {
-        Self { event_loop, own, unlocking: Mutex::default(), engine, events }
+        Self { event_loop, own, engine, events }
     }
 
     /// Looks at the decisions, if there are any.
@@ -226,12 +219,7 @@ impl Backend for NodeBackend {
     }
 
     async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
-        let mut next = self.unlocking.lock().await;
-        if let Some(next) = *next {
-            tokio::time::sleep_until(next).await;
-        }
-        // Noted before it is known what comes of it: whoever hangs up is counted, too.
-        *next = Some(Instant::now() + UNLOCK_PAUSE);
+        // Nobody guesses a key of 256 bits, so nobody has to be kept from trying.
         self.change(|reply| Command::Unlock { key, reply }).await
     }
 

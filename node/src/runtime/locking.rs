@@ -13,7 +13,7 @@ use super::Daemon;
 use super::command::MembershipError;
 use super::membership::{self, Stored};
 use crate::disk::Loaded;
-use crate::identity::{AtRest, UnlockKey};
+use crate::identity::{AtRest, IdentityError, UnlockKey};
 
 /// What is on the disk of a node that waits for its unlock key.
 #[derive(Default)]
@@ -54,17 +54,22 @@ impl Locked {
             return Err(MembershipError::NotLocked);
         };
         // Before all records are copied: whoever guesses must not cost that.
-        AtRest::open(identity, membership, Some(key)).map_err(|_| MembershipError::WrongKey)?;
+        match AtRest::open(identity, membership, Some(key)) {
+            Ok(_) => {}
+            Err(IdentityError::Sealed) => return Err(MembershipError::WrongKey),
+            Err(error) => return Err(failed(error.into())),
+        }
         Stored::read(loaded.clone(), Some(key)).map_err(failed)
     }
 
     /// Returns the cluster, which the document names in the clear.
-    fn cluster(&self) -> Option<ClusterId> {
-        let records = &self.loaded.as_ref()?.records;
-        let record = records.iter().find(|record| record.key == Key::Cluster)?;
+    fn cluster(&self) -> Result<ClusterId, String> {
+        let mut records = self.loaded.iter().flat_map(|loaded| &loaded.records);
+        let record = records.find(|record| record.key == Key::Cluster).ok_or("this node's document has none")?;
         match Value::open(record) {
-            Ok(Some(Value::Cluster(cluster))) => Some(cluster.id),
-            Ok(_) | Err(_) => None,
+            Ok(Some(Value::Cluster(cluster))) => Ok(cluster.id),
+            Ok(_) => Err("its record is of another version".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 }
@@ -89,9 +94,15 @@ impl Daemon {
         if !force {
             return Err(MembershipError::Locked);
         }
-        if let Some(cluster) = self.locked.cluster() {
-            let driver = self.open_driver(node, cluster).await.map_err(failed)?;
-            membership::stop_all(&driver).await;
+        match self.locked.cluster() {
+            Ok(cluster) => {
+                let driver = self.open_driver(node, cluster).await.map_err(failed)?;
+                membership::stop_all(&driver).await;
+            }
+            Err(reason) => tracing::error!(
+                %reason,
+                "this node leaves and cannot tell which cluster's containers it runs: end them by hand"
+            ),
         }
         self.forget().await.map_err(|error| failed(error.into()))?;
         self.locked.set(None);

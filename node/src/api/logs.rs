@@ -73,6 +73,15 @@ impl Wanted {
         })
     }
 
+    /// Reads the parameters of calls about tasks and services, which know no end. Source: Docker Engine API v1.50.
+    fn of_tasks(query: &LogsQuery) -> Result<Self, ApiError> {
+        let wanted = Self::parse(query)?;
+        match wanted.until {
+            None => Ok(wanted),
+            Some(_) => Err(ApiError::invalid("until is not supported for the logs of services and tasks")),
+        }
+    }
+
     /// Returns the parameters as another node reads them.
     fn to_query(self) -> String {
         let since = self.query.since.unwrap_or_default().0;
@@ -115,7 +124,7 @@ pub(super) async fn of_task(
     Query(query): Query<LogsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::parse(&query)?;
+    let wanted = Wanted::of_tasks(&query)?;
     let (me, task) = api.task(&name).await?;
     if headers.contains_key(FORWARDED) && task.task.node != Some(me) {
         return Err(ApiError::not_found("task", &name));
@@ -130,7 +139,7 @@ pub(super) async fn of_service(
     Path(name): Path<String>,
     Query(query): Query<LogsQuery>,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::parse(&query)?;
+    let wanted = Wanted::of_tasks(&query)?;
     let (_, service) = api.service(&name, false).await?;
     let mut search = Search { api, service: service.id, wanted, seen: BTreeSet::new() };
     let first = search.outputs().await?;

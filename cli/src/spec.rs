@@ -3,6 +3,7 @@
 //! Specs are changed as JSON, not as typed values, so that an update gives back every field that this client does not
 //! know.
 
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -419,11 +420,13 @@ pub(crate) fn env_from_flags(flags: &[String]) -> Result<Vec<String>, CliError> 
 /// Reads a file of variables: one a line, empty lines and those that begin with `#` are passed over.
 pub(crate) fn env_from_file(path: &Path) -> Result<Vec<String>, CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{}: {error}", path.display()));
-    let size = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
-    if size > ENV_FILE_BYTES_MAX {
+    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
+    let mut text = String::new();
+    // Of a device the size is not known before.
+    let size = file.take(ENV_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if size as u64 > ENV_FILE_BYTES_MAX {
         return Err(failed(&format!("larger than {ENV_FILE_BYTES_MAX} bytes")));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
     let lines: Vec<String> = text
         .lines()
         .map(str::trim_start)
@@ -439,6 +442,20 @@ mod tests {
 
     fn ports(texts: &[&str]) -> Vec<PortConfig> {
         texts.iter().flat_map(|text| text.parse::<crate::ports::Publish>().unwrap().0).collect()
+    }
+
+    #[test]
+    fn variables_are_read_from_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("env");
+        std::fs::write(&path, "# comment\n\n  A=1 2\nB=\nSHOAL_NOT_SET_ANYWHERE\n").unwrap();
+        assert_eq!(env_from_file(&path).unwrap(), ["A=1 2", "B="]);
+        std::fs::write(&path, "=1\n").unwrap();
+        assert!(env_from_file(&path).unwrap_err().to_string().contains("is not a variable"));
+        for (name, reason) in [("/dev/zero", "larger than"), ("nosuch", "No such file")] {
+            let error = env_from_file(&directory.path().join(name)).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]

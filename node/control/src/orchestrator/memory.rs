@@ -26,8 +26,8 @@ pub struct Memory {
     pub(super) running: BTreeMap<TaskId, Time>,
     /// When a task that is meant to run was first seen to have ended.
     pub(super) ended: BTreeMap<TaskId, Time>,
-    /// When a task that others wait for, which are to end once it runs, was first seen.
-    pub(super) expected: BTreeMap<TaskId, Time>,
+    /// When a task was first seen that has to leave its node and goes on meanwhile.
+    pub(super) leaving: BTreeMap<TaskId, Time>,
     /// When tasks of a slot were restarted, oldest first.
     pub(super) restarts: BTreeMap<SlotName, Vec<Time>>,
     /// How often in a row nodes rejected the task of a slot.
@@ -109,7 +109,7 @@ impl Memory {
         let tasks: BTreeSet<TaskId> = slots.values().flat_map(|slot| slot.tasks.iter()).map(|task| task.id).collect();
         self.running.retain(|task, _| tasks.contains(task));
         self.ended.retain(|task, _| tasks.contains(task));
-        self.expected.retain(|task, _| tasks.contains(task));
+        self.leaving.retain(|task, _| tasks.contains(task));
         self.restarts.retain(|name, _| slots.contains_key(name));
         self.rejections.retain(|name, _| slots.contains_key(name));
         self.failures.retain(|node, _| is_node(*node));

@@ -15,14 +15,12 @@ use super::{Desired, Input, Memory, Plan, global, is_gone, is_lost, replicas, re
 use crate::scheduler::{self, Cluster, Node, Placed, Placer, Refusals, Request, Share};
 
 mod jobs;
+mod moving;
 mod updating;
 
 /// How long a slot waits after a node rejected its task, doubled each time in a row up to [`REJECTED_DELAY_MAX`].
 const REJECTED_DELAY: Duration = Duration::from_millis(250);
 const REJECTED_DELAY_MAX: Duration = Duration::from_secs(30);
-
-/// How long a task that has to leave its node goes on while its replacement is on its way: an operator waits for it.
-const REPLACEMENT_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Work<'a, 'w> {
     pub(super) input: Input<'a>,
@@ -194,9 +192,9 @@ impl<'a, 'w> Work<'a, 'w> {
 
     fn tend(&mut self, name: SlotName, slot: &mut Slot) {
         if let Some(position) = head(slot) {
-            let is_expected = self.is_expected(slot, position);
+            let has_node = slot.tasks[position].node.is_some();
             self.retire(slot, position, |work, task| {
-                work.must_leave(task).is_some() && !(is_expected && work.serves(task))
+                work.must_leave(task).is_some() && !(has_node && work.goes_on(task))
             });
         }
         match head(slot) {
@@ -244,9 +242,11 @@ impl<'a, 'w> Work<'a, 'w> {
             slot.tasks.remove(position); // the node is back before the task was placed elsewhere
             return;
         }
-        if !self.desired.is_run_by(&slot.tasks[position]) {
-            let task = &mut slot.tasks[position];
-            task.index = self.desired.index;
+        // Also if only the credentials changed: it is to pull its image with the present ones.
+        let is_run = self.desired.is_run_by(&slot.tasks[position]);
+        let task = &mut slot.tasks[position];
+        task.index = self.desired.index;
+        if !is_run {
             task.template.clone_from(&self.desired.template);
             task.ports.clone_from(&self.desired.ports);
         }
@@ -292,43 +292,6 @@ impl<'a, 'w> Work<'a, 'w> {
         }
     }
 
-    /// Returns whether a task does its work: another may be waited for before it ends.
-    fn serves(&self, task: &SlotTask) -> bool {
-        !self.mode.is_job() && self.state(task) == Some(TaskState::Running) && !self.is_lost(task)
-    }
-
-    /// Returns whether the task at `position` is on its way and will soon do the work of those after it.
-    fn is_expected(&mut self, slot: &Slot, position: usize) -> bool {
-        let task = &slot.tasks[position];
-        let is_under_way = task.node.is_some() && self.state(task).is_none_or(|state| state < TaskState::Running);
-        if !is_under_way || self.is_lost(task) || slot.current().count() < 2 {
-            return false;
-        }
-        let until = *self.memory.expected.entry(task.id).or_insert(self.input.now.time) + REPLACEMENT_WAIT;
-        let is_expected = self.input.now.time < until;
-        if is_expected {
-            self.wake_at(until);
-        }
-        is_expected
-    }
-
-    /// Returns why a task may not stay where it is. What a task was placed for is in its own template: an update replaces
-    /// tasks of an older one at its own pace.
-    pub(super) fn must_leave(&self, task: &SlotTask) -> Option<&'static str> {
-        let id = task.node?;
-        let node = self.cluster.nodes.get(&id)?;
-        if global::is_drained(node) {
-            return Some("its node is drained");
-        }
-        let fits = if self.desired.is_run_by(task) {
-            self.request.is_wanted_on(id, node)
-        } else {
-            template_of(task)
-                .is_none_or(|template| Request::new(self.input.service, &template, &[]).is_wanted_on(id, node))
-        };
-        (node.ready && !fits).then_some("its node does not satisfy the constraints any more")
-    }
-
     fn tend_ended(&mut self, name: SlotName, slot: &mut Slot, position: usize, state: TaskState) {
         let now = self.input.now.time;
         let ended = self.memory.ended.get(&slot.tasks[position].id).copied().unwrap_or(now);
@@ -364,8 +327,9 @@ impl<'a, 'w> Work<'a, 'w> {
         }
         let note = self.error_of(&slot.tasks[position]);
         self.shut_down(&mut slot.tasks[position], Some(state), &note);
-        if !has_elder {
-            self.fill(name, slot);
+        let may_stay = |task: &SlotTask| is_current(task) && !self.is_lost(task) && self.must_leave(task).is_none();
+        if !slot.tasks.iter().any(may_stay) {
+            self.replace(name, slot, "", Until::Now);
         }
     }
 
@@ -405,31 +369,6 @@ impl<'a, 'w> Work<'a, 'w> {
             }
         };
         by_condition && attempts < max
-    }
-
-    /// Ends all tasks after the one at `position` that are meant to run and that `which` picks.
-    fn retire(&mut self, slot: &mut Slot, position: usize, which: impl Fn(&Self, &SlotTask) -> bool) {
-        for task in slot.tasks[position + 1..].iter_mut().filter(|task| is_current(task)) {
-            if which(self, task) {
-                let state = self.state(task);
-                let reason = if self.is_lost(task) { Some("its node failed") } else { self.must_leave(task) };
-                self.shut_down(task, state, reason.unwrap_or_default());
-            }
-        }
-    }
-
-    /// Puts a new task before those that are meant to run. What serves goes on while the new one is on its way.
-    fn replace(&mut self, name: SlotName, slot: &mut Slot, reason: &str, until: Until) {
-        self.fill(name, slot);
-        let has_node = slot.tasks.first().is_some_and(|task| task.node.is_some());
-        if has_node || until == Until::Now {
-            for task in slot.tasks[1..].iter_mut().filter(|task| is_current(task)) {
-                let state = self.state(task);
-                if !(has_node && self.serves(task)) {
-                    self.shut_down(task, state, reason);
-                }
-            }
-        }
     }
 
     /// Gives a slot a new task, on a node or waiting for one.

@@ -77,11 +77,20 @@ fn a_task_on_a_drained_node_goes_on_until_its_replacement_runs() {
     world.plan();
     assert_eq!(states(&world), [(there, TaskState::Running)], "it is not waited for any longer");
 
-    let (mut world, ..) = drained();
-    world.end(1, TaskState::Rejected, "no such image");
+    let (mut world, here, there) = drained();
+    world.end(1, TaskState::Rejected, "no room after all");
     world.plan();
-    let old = world.slots[&SlotName::Replica(1)].tasks.last().unwrap();
-    assert_eq!(old.desired, TaskState::Shutdown, "nor is one that has failed");
+    assert!(states(&world).contains(&(here, TaskState::Running)), "one that was rejected is no replacement");
+    world.settle_and_wait(2);
+    assert_eq!(states(&world), [(there, TaskState::Running)]);
+
+    let (mut world, here, there) = drained();
+    world.cluster.nodes.insert(NodeId(3), world.cluster.nodes[&NodeId(there)].clone());
+    world.set_failed(there, true);
+    world.plan();
+    assert_eq!(world.nodes_used(), [here, 3], "nor is one whose node is lost");
+    world.settle();
+    assert_eq!(states(&world), [(3, TaskState::Running)]);
 
     let (mut world, here, _) = drained();
     world.set_availability(here, Availability::Active);

@@ -96,11 +96,12 @@ impl ClusterSettings {
         if !(1..=POOL_PREFIX_MAX).contains(&self.pool_prefix) {
             return Err(format!("subnet size {} is out of range: 1 to {POOL_PREFIX_MAX}", self.pool_prefix));
         }
-        for (at, pool) in self.pools.iter().enumerate() {
+        let pools = self.pools();
+        for (at, pool) in pools.iter().enumerate() {
             if pool.prefix() > self.pool_prefix {
                 return Err(format!("address pool {pool} is smaller than one network of /{}", self.pool_prefix));
             }
-            if let Some(other) = self.pools[..at].iter().find(|other| other.overlaps(*pool)) {
+            if let Some(other) = pools[..at].iter().find(|other| other.overlaps(*pool)) {
                 return Err(format!("address pools overlap: {other} and {pool}"));
             }
         }
@@ -139,6 +140,7 @@ mod tests {
         assert!(!with(&["10.1.0.0/25"], 24), "a pool smaller than a network");
         assert!(!with(&["10.1.0.0/16", "10.1.2.0/24"], 24), "pools that overlap");
         assert!(!with(&[], 30) && !with(&[], 0));
+        assert!(with(&[], 8) && !with(&[], 7), "nor is the pool that nobody named");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! When the root and the managers' key are replaced: once somebody has that key who is no manager any more, or a user wants it.
 //!
 //! The holder of the registry lease sees to it, since its document has every acknowledged change of roles. It looks at the state,
-//! not at what happened, so a new holder goes on where the last one stopped. First comes the new edition, in one write; then secrets that are still sealed with an older key, one after the other.
+//! not at what happened, so a new holder goes on where the last one stopped. First comes the new edition, in one write; then what is
+//! still sealed with an older key, secrets and services' credentials, one after the other.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::time::Duration;
 
 use shoal_protocol::lease::LeaseId;
 use shoal_protocol::token::Role;
 use shoal_protocol::value::{ClusterObject, ServiceObject};
 use shoal_protocol::write::{Write, WriteError};
-use shoal_protocol::{Kind, NodeId, Now, Time};
+use shoal_protocol::{Key, Kind, NodeId, Now, Time};
 
 use super::{Action, Control};
 
@@ -46,6 +49,8 @@ impl Relocking {
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     ask_again: Option<Time>,
+    /// What was last to be sealed anew. What cannot be opened must not hold up the rest.
+    resealed: Option<Key>,
 }
 
 impl Control {
@@ -102,19 +107,26 @@ impl Control {
         } else if self.is_rotation_due() {
             self.outbox.push(Action::Rotate);
         } else {
-            let edition = cluster.edition;
-            let mut secrets = self.store.objects(Kind::Secret);
-            let secret =
-                secrets.find(|(_, head, _)| head.edition < edition).map(|(id, ..)| Action::Reseal { secret: id });
-            drop(secrets);
-            let is_old = |service: &ServiceObject| service.oldest_edition().is_some_and(|oldest| oldest < edition);
-            let mut services = self.store.services().filter(|(_, service, _)| is_old(service));
-            let service = services.next().map(|(service, ..)| Action::ResealCredentials { service });
-            drop(services);
-            let Some(reseal) = secret.or(service) else { return };
-            self.outbox.push(reseal);
+            let old = self.sealed_before(cluster.edition);
+            let after = self.keys.resealed.map_or(Bound::Unbounded, Bound::Excluded);
+            let Some(&next) = old.range((after, Bound::Unbounded)).next().or(old.first()) else { return };
+            self.keys.resealed = Some(next);
+            match next {
+                Key::Service(service) => self.outbox.push(Action::ResealCredentials { service }),
+                Key::Object(_, secret) => self.outbox.push(Action::Reseal { secret }),
+                _ => {}
+            }
         }
         self.keys.ask_again = Some(now.time + ASK_AGAIN_AFTER);
+    }
+
+    /// Returns the secrets and services of which something is sealed with a key before this edition's.
+    fn sealed_before(&self, edition: u64) -> BTreeSet<Key> {
+        let secrets = self.store.objects(Kind::Secret).filter(|(_, head, _)| head.edition < edition);
+        let secrets = secrets.map(|(id, ..)| Key::Object(Kind::Secret, id));
+        let is_old = |service: &ServiceObject| service.oldest_edition().is_some_and(|oldest| oldest < edition);
+        let services = self.store.services().filter(|(_, service, _)| is_old(service));
+        secrets.chain(services.map(|(id, ..)| Key::Service(id))).collect()
     }
 
     /// Returns the cluster's object with the managers in it that it does not note as owners of the key, if there are any.

@@ -88,6 +88,8 @@ impl Control {
                     self.dirty.keys = true;
                 }
                 Key::Service(service) | Key::Progress(service) => {
+                    // Its credentials may be sealed with a key that is not the present one.
+                    self.dirty.keys |= matches!(key, Key::Service(_));
                     self.dirty.services.insert(service);
                     self.dirty.routes = true;
                 }

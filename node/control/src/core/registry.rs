@@ -181,7 +181,11 @@ fn update_service(
     };
     if current.index != version {
         // Forwarded twice: the first copy was carried out.
-        return if current.index == version + 1 && current.spec == json && !rollback {
+        let is_same = match credentials {
+            CredentialsChange::Set(credentials) => current.credentials == *credentials,
+            CredentialsChange::Keep | CredentialsChange::Previous => true,
+        };
+        return if current.index == version + 1 && current.spec == json && is_same && !rollback {
             Ok(Decision::done(Key::Service(id), current.index))
         } else {
             Err(WriteError::OutOfSequence)

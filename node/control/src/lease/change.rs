@@ -303,6 +303,12 @@ impl Leases {
     }
 
     fn want_grants(&mut self, now: Time) {
+        let Some(joining) = &mut self.change.joining else { return };
+        let is_over = |at: Time| now.since(at) >= CATCH_UP_REPEAT;
+        if joining.sponsor.is_some() && joining.asked_to_catch_up.is_some_and(is_over) {
+            // It may be gone by now, so all are asked once more, it among them. What was adopted is complete all the same.
+            *joining = Joining { is_adopted: joining.is_adopted, ..Joining::default() };
+        }
         let Some(joining) = &self.change.joining else { return };
         let voters = self.voters();
         let known: BTreeSet<NodeId> = voters.previous.iter().chain(&voters.members).copied().collect();
@@ -384,10 +390,8 @@ impl Leases {
         if joining.asked_to_catch_up.is_some_and(|at| now.since(at) < CATCH_UP_REPEAT) {
             return;
         }
-        if joining.asked_to_catch_up.is_some() && joining.sponsor.is_some() {
-            // It may be gone by now. All are asked once more, it among them.
-            *joining = Joining::default();
-            return;
+        if joining.reports.is_empty() {
+            return; // those that were asked have not answered
         }
         joining.asked_to_catch_up = Some(now);
         let reported = || joining.reports.keys().copied().filter(|&node| node != me).collect();

@@ -132,6 +132,36 @@ fn credentials_are_sealed_with_the_present_key_too() {
     let reseal = Write::ResealCredentials { id, version: 1, credentials: sealed(2), previous: None };
     assert!(!asked(&write(&mut control, &mut disk, reseal, 4_400)));
     assert_eq!(control.store().service(id).unwrap().credentials, sealed(2));
+    // A manager that lags behind seals with the key that it knows.
+    let late = ServiceId(8);
+    let spec = spec.replace("web", "late");
+    let create = Write::CreateService { id: late, spec, credentials: sealed(1) };
+    let actions = write(&mut control, &mut disk, create, 4_600);
+    assert!(actions.contains(&Action::ResealCredentials { service: late }));
+}
+
+#[test]
+fn what_cannot_be_opened_holds_up_nothing_else() {
+    let (mut control, mut disk) = holder();
+    let spec = |name: &str| {
+        format!(
+            r#"{{"Name":"{name}","TaskTemplate":{{"ContainerSpec":{{"Image":"x"}}}},"Mode":{{"Replicated":{{"Replicas":0}}}}}}"#
+        )
+    };
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        let credentials = Some(Sealed { edition: 1, data: vec![1; 50] });
+        let create = Write::CreateService { id: ServiceId(id), spec: spec(name), credentials };
+        write(&mut control, &mut disk, create, 4_000 + id as u64 * 100);
+    }
+    let rotation = next_edition(&control);
+    let mut actions = write(&mut control, &mut disk, rotation, 4_500);
+    // Nobody seals anything.
+    actions.extend(watch(&mut control, &mut disk, 4_600, 3_400).1);
+    let asked = actions.iter().filter_map(|action| match action {
+        Action::ResealCredentials { service } => Some(service.0),
+        _ => None,
+    });
+    assert_eq!(asked.collect::<Vec<_>>(), [1, 2, 3, 1]);
 }
 
 #[test]

@@ -73,6 +73,16 @@ fn too_large_ones_are_refused() {
 }
 
 #[test]
+fn another_update_with_the_same_spec_and_other_credentials_is_no_copy() {
+    let mut store = created(None);
+    let first = update(1, "b", false, CredentialsChange::Set(sealed(2, 1)));
+    assert_eq!(carry_out(&mut store, &first), Ok(2));
+    assert_eq!(carry_out(&mut store, &first), Ok(2), "the same one, forwarded twice");
+    let other = update(1, "b", false, CredentialsChange::Set(sealed(3, 1)));
+    assert!(carry_out(&mut store, &other).unwrap_err().contains("out of sequence"));
+}
+
+#[test]
 fn a_task_gets_those_of_the_spec_that_it_was_made_from() {
     let mut store = created(sealed(1, 1));
     carry_out(&mut store, &update(1, "b", false, CredentialsChange::Set(sealed(2, 1)))).unwrap();

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +24,9 @@ pub mod fake;
 pub mod files;
 pub mod inventory;
 pub mod registry;
+
+/// What a pull of an image may take; a task whose image takes longer is rejected, and tried elsewhere.
+pub const PULL_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Why a driver could not do what it was asked. Every call may be retried.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,6 @@
 //! Images of the engine.
 
 use std::io;
-use std::time::Duration;
 
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
@@ -18,14 +17,11 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
 use super::{create, failed, message, status};
-use crate::driver::{DriverError, ImageInfo};
+use crate::driver::{DriverError, ImageInfo, PULL_MAX};
 
 /// Bytes of an archive that are read at a time, and such pieces that wait for the engine.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 4;
-
-/// What a pull may take; after that the image counts as missing, and the task is tried on another node.
-const PULL_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Returns whether the engine has an image.
 pub(super) async fn is_there(docker: &Docker, image: &str) -> Result<bool, DriverError> {

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -21,10 +20,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 use super::images::{ARCHIVE_BYTES_MAX, Config, ImageError, ImageStore, Incoming};
+use crate::driver::PULL_MAX;
 use crate::driver::registry::{Descriptor, Document, Insecure, Registries, RegistryError, Repository, Resolved};
 
-/// What a pull may take; a task whose image takes longer is rejected.
-const PULL_MAX: Duration = Duration::from_secs(30 * 60);
 /// Pulls at a time; further ones wait. Docker receives three layers at a time.
 const PULLS_AT_ONCE: usize = 3;
 /// Bytes of a block of an archive. Source: POSIX, `pax`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableHandle, WriteTransaction};
 use shoal_protocol::Record;
 use shoal_protocol::codec::{self, CodecError};
 use shoal_protocol::record::Layer;
@@ -117,6 +117,11 @@ pub(super) fn set_incarnation(database: &Database, incarnation: u64) -> Result<(
 /// Fills a new store with all that another one has, and then batches, in one transaction that is on disk when this returns.
 pub(super) fn copy(from: &Database, to: &Database, batches: &[&Batch]) -> Result<(), LayoutError> {
     let source = from.begin_read()?;
+    // What is not copied here would be lost with the old store.
+    let known = [RECORDS.name(), THINGS.name(), SETTINGS.name()];
+    if source.list_tables()?.any(|table| !known.contains(&table.name())) {
+        return Err(LayoutError::Malformed("the list of tables, which has one that this version does not know,"));
+    }
     let transaction = to.begin_write()?;
     {
         let mut rows = transaction.open_table(RECORDS)?;

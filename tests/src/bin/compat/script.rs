@@ -37,6 +37,12 @@ const COMMAND_WAIT: Duration = Duration::from_secs(60);
 /// How long a condition may take. Swarm notices after about 20 s that a node has left.
 const WAIT: Duration = Duration::from_secs(90);
 
+/// What Docker says to a client whose change met one that the engine had just made itself (the state of an update): whether it
+/// does is a matter of milliseconds, and who types the command again is served.
+const OUTPACED: &str = "update out of sequence";
+/// How often a command is typed again.
+const OUTPACED_MAX: usize = 10;
+
 /// What a command did, made comparable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -98,7 +104,13 @@ impl Runner<'_> {
     fn step(&mut self, step: &Step) -> Result<()> {
         match &step.kind {
             Kind::Run { sorted } => {
-                let output = self.output(step)?;
+                let mut output = self.output(step)?;
+                for _ in 0..OUTPACED_MAX {
+                    if !output.stderr.contains(OUTPACED) {
+                        break;
+                    }
+                    output = self.output(step)?;
+                }
                 self.record(step, &output, *sorted);
             }
             Kind::Follow(wanted) => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use shoal_tests::http;
-use shoal_tests::lab::{IMAGE, Lab, repository};
+use shoal_tests::lab::{IMAGE, Lab, Node, repository};
 use shoal_tests::shoal;
 use shoal_tests::wait::wait_until;
 
@@ -29,6 +29,9 @@ const LS_ROUNDS: usize = 50;
 /// Services while listing, and tasks of each: a thousand together.
 const LS_SERVICES: usize = 10;
 const LS_TASKS_EACH: usize = 100;
+
+/// What else is asked for while there are so many, as `node ls`, `service ps`, `service inspect`, `info` and monitors ask.
+const API_PATHS: [&str; 7] = ["/_ping", "/info", "/nodes", "/services/many-0", "/tasks", "/shoal/status", "/metrics"];
 
 /// Measures the pure scheduler by its example, which ends each line with so many `a second`.
 pub(crate) fn placement(printer: &Printer) -> Result<()> {
@@ -94,6 +97,15 @@ pub(crate) fn ls(printer: &Printer, args: &LabArgs) -> Result<()> {
         ensure!(all.len() == LS_SERVICES && all.iter().all(desired), "not all services were counted: {services}");
     }
     printer.spread("ls-1000", &took_ms, "ms", &[]);
+    for path in API_PATHS {
+        let mut took_ms = Vec::new();
+        for _ in 0..LS_ROUNDS {
+            let start = Instant::now();
+            get_bytes(lab.node(1), path)?;
+            took_ms.push(start.elapsed().as_secs_f64() * 1000.0);
+        }
+        printer.spread(&format!("api {path}"), &took_ms, "ms", &[]);
+    }
     Ok(())
 }
 
@@ -117,10 +129,29 @@ fn remove(lab: &Lab, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Stores a small config through node 1.
+pub(crate) fn create_config(lab: &Lab, name: &str) -> Result<()> {
+    let spec = json!({"Name": name, "Data": "bmV3cw=="}).to_string();
+    let answer = http::unix(&lab.node(1).socket(), "POST", "/configs/create", &spec, API_WAIT)?;
+    ensure!(answer.status == 201, "create: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+    Ok(())
+}
+
+/// Returns whether a node shows a config.
+pub(crate) fn has_config(node: Node<'_>, name: &str) -> Result<bool> {
+    let answer = http::unix(&node.socket(), "GET", &format!("/configs/{name}"), "", API_WAIT)?;
+    ensure!([200, 404].contains(&answer.status), "{}", String::from_utf8_lossy(&answer.body));
+    Ok(answer.status == 200)
+}
+
 fn get(lab: &Lab, path: &str) -> Result<Value> {
-    let answer = http::unix(&lab.node(1).socket(), "GET", path, "", API_WAIT)?;
+    serde_json::from_slice(&get_bytes(lab.node(1), path)?).with_context(|| format!("{path}: not JSON"))
+}
+
+fn get_bytes(node: Node<'_>, path: &str) -> Result<Vec<u8>> {
+    let answer = http::unix(&node.socket(), "GET", path, "", API_WAIT)?;
     ensure!(answer.status == 200, "{path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
-    serde_json::from_slice(&answer.body).with_context(|| format!("{path}: not JSON"))
+    Ok(answer.body)
 }
 
 /// Measures appending 4 kB to a file and syncing it, where node 1 keeps its data.

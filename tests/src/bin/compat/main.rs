@@ -4,7 +4,7 @@
 //! driver. What they print is compared after a normaliser whose rules [`normal`] lists; differences that
 //! `tests/compat/differences.txt` does not list fail, and so do listed ones that do not occur.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -138,14 +138,27 @@ fn judge(driver: &str, swarm: &Records, shoal: &Records, listed: &[differ::Entry
         found.extend(differ::differences(theirs, ours).with_context(|| name.clone())?);
     }
     let (unlisted, stale) = differ::unexpected(&found, listed, driver);
-    let commands: usize = swarm.values().map(Vec::len).sum();
-    println!("\n{driver}: {commands} commands, {} lines differ, {} of them unlisted", found.len(), unlisted.len());
+    println!("\n{driver}: {}; {} lines differ, {} of them unlisted", extent(swarm), found.len(), unlisted.len());
     differ::print(&unlisted);
     if !stale.is_empty() {
         println!("{driver}: listed, and not seen:");
         stale.iter().for_each(|line| println!("  {line}"));
     }
     Ok(unlisted.is_empty() && stale.is_empty())
+}
+
+/// Tells how much is compared: what was done, with how many different flags, and what it printed.
+fn extent(records: &Records) -> String {
+    let all = || records.values().flatten();
+    let flags: BTreeSet<&str> = all().flat_map(|record| flags(&record.at)).collect();
+    let lines: usize = all().map(|record| record.lines.len()).sum();
+    format!("{} commands with {} different flags, {lines} lines compared", all().count(), flags.len())
+}
+
+/// Returns the flags of a command, long and short ones.
+fn flags(command: &str) -> impl Iterator<Item = &str> {
+    let flags = command.split_whitespace().filter(|word| word.starts_with('-') && word.len() > 1);
+    flags.map(|flag| flag.split('=').next().unwrap_or(flag))
 }
 
 /// Says which client it is: its words are compared with themselves, whatever its version.

@@ -254,6 +254,18 @@ impl Collector for IngressMetrics {
 }
 
 #[cfg(test)]
+pub(crate) fn touch(metrics: &Arc<IngressMetrics>, published: PublishedPort) {
+    let backend = Backend {
+        name: "web.1".into(),
+        node: Default::default(),
+        address: [10, 0, 0, 9].into(),
+        port: 80,
+        suspect: false,
+    };
+    metrics.port(published).backends(&BTreeMap::from([(TaskId(1), backend)]));
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use prometheus_client::encoding::text;

@@ -24,12 +24,14 @@ use super::command::MembershipError;
 use super::departing::Departing;
 use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
+use super::metrics::Notes;
 use super::renewing::Renewing;
 use super::reporting::Reporter;
 use super::shells::{Shells, SwarmTunnels};
 use super::{Daemon, clock, files, persist, shells};
 use crate::agent::Agent;
 use crate::disk::{Batch, DiskError, KnownPeer, Loaded};
+use crate::driver::measured::Measured;
 use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
 use crate::identity::{AtRest, IdentityError, Membership, NodeKey, UnlockKey, create_cluster};
@@ -187,6 +189,7 @@ impl Daemon {
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), renewing.validity()),
             health: self.metrics.health.clone(),
+            notes: Notes::new(self.metrics.member.clone()),
             renewing,
             departing: Departing::new(node, clock::now().time),
             swarm,
@@ -227,7 +230,7 @@ impl Daemon {
             self.disk.write(batch).await.context("failed to note which driver was chosen")?;
             super::note_engine(&self.engine, &self.config, &self.settings);
         }
-        Ok(opened.driver)
+        Ok(Measured::wrap(opened.driver, self.metrics.driver.clone()))
     }
 
     /// Returns the swarm that the node joined with, or starts one.

@@ -53,7 +53,7 @@ use joining::{Joined, Joining};
 use locking::Locked;
 use member::{Happening, Member, ShellEnded};
 use membership::Stored;
-use metrics::MemberMetrics;
+use metrics::{MemberMetrics, Notes};
 
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -101,6 +101,11 @@ impl ShellMetrics {
             driver: DriverMetrics::register(registry),
             member: MemberMetrics::register(registry, incarnation),
         }
+    }
+
+    /// Returns what takes note of what a member does.
+    fn notes(&self) -> Notes {
+        Notes::new(self.member.clone(), self.health.clone())
     }
 }
 

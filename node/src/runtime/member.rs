@@ -19,7 +19,6 @@ use super::clock;
 use super::departing::Departing;
 use super::files::FileAsk;
 use super::finding::Finder;
-use super::health::HealthMetrics;
 use super::metrics::Notes;
 use super::renewing::{Outcome, Renewing};
 use super::reporting::Reporter;
@@ -94,7 +93,6 @@ pub(super) struct Member {
     pub(super) agent: AgentHandle,
     pub(super) ingress: IngressHandle,
     pub(super) shells: Shells,
-    pub(super) health: HealthMetrics,
     pub(super) notes: Notes,
     pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
     pub(super) disk: crate::disk::Disk,
@@ -233,7 +231,7 @@ impl Member {
                 let ingress = self.ingress.clone();
                 tokio::spawn(async move {
                     if let Err(error) = ingress.serve_tunnel(stream).await {
-                        tracing::debug!(%from, %error, "a tunnel ended");
+                        tracing::debug!(node = %from, %error, "a tunnel ended");
                     }
                 });
             }
@@ -241,7 +239,7 @@ impl Member {
                 let ingress = self.ingress.clone();
                 tokio::spawn(async move {
                     if let Err(error) = ingress.serve_datagrams(stream).await {
-                        tracing::debug!(%from, %error, "a tunnel of datagrams ended");
+                        tracing::debug!(node = %from, %error, "a tunnel of datagrams ended");
                     }
                 });
             }
@@ -258,7 +256,7 @@ impl Member {
         let router = self.router.clone();
         tokio::spawn(async move {
             if let Err(error) = super::backend::serve_peer(stream, router, from, is_manager).await {
-                tracing::debug!(%from, %error, "a call of another node ended");
+                tracing::debug!(node = %from, %error, "a call of another node ended");
             }
         });
     }
@@ -330,11 +328,13 @@ impl Member {
                 Action::Rotate => self.rotate_keys(),
                 Action::Reseal { secret } => self.reseal(secret),
                 Action::ResealCredentials { service } => self.reseal_credentials(service),
-                Action::Health { node, health } => self.health.note(node, health),
+                Action::Health { node, health } => self.notes.health.note(node, health),
                 Action::LeaseAcquired { lease, epoch } => self.notes.lease_acquired(lease, epoch),
                 Action::LeaseLost { lease, epoch, expired } => self.notes.lease_lost(lease, epoch, expired),
                 Action::Planned { service, epoch, writes } => self.notes.planned(service, epoch, writes),
-                Action::Trouble { what } => tracing::error!("{what}"),
+                Action::Trouble { what } => {
+                    tracing::error!(trouble = what, "something cannot be done, see shoal status")
+                }
                 Action::Removed => removed = true,
             }
         }

@@ -24,7 +24,6 @@ use super::command::MembershipError;
 use super::departing::Departing;
 use super::finding::Finder;
 use super::member::{EVENTS_MAX, Member};
-use super::metrics::Notes;
 use super::renewing::Renewing;
 use super::reporting::Reporter;
 use super::shells::{Shells, SwarmTunnels};
@@ -188,8 +187,7 @@ impl Daemon {
             membership: start.membership,
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), renewing.validity()),
-            health: self.metrics.health.clone(),
-            notes: Notes::new(self.metrics.member.clone()),
+            notes: self.metrics.notes(),
             renewing,
             departing: Departing::new(node, clock::now().time),
             swarm,

@@ -16,6 +16,8 @@ use shoal_protocol::lease::LeaseId;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::{NodeId, ServiceId, Time};
 
+use super::health::HealthMetrics;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
@@ -183,14 +185,16 @@ impl MemberMetrics {
 /// Takes note of what a member does.
 #[derive(Debug)]
 pub(super) struct Notes {
+    /// Of what is thought of other nodes.
+    pub(super) health: HealthMetrics,
     metrics: MemberMetrics,
     /// When pings were sent that are not answered; one for each node that is connected.
     pings: BTreeMap<NodeId, Instant>,
 }
 
 impl Notes {
-    pub(super) fn new(metrics: MemberMetrics) -> Self {
-        Self { metrics, pings: BTreeMap::new() }
+    pub(super) fn new(metrics: MemberMetrics, health: HealthMetrics) -> Self {
+        Self { health, metrics, pings: BTreeMap::new() }
     }
 
     /// An event was decided upon.

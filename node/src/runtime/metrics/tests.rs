@@ -43,7 +43,7 @@ impl Everything {
 #[test]
 fn pings_are_counted_until_they_are_answered() {
     let all = everything();
-    let mut notes = Notes::new(all.shells.member.clone());
+    let mut notes = all.shells.notes();
     let (ping, pong) = (PeerMessage::Ping { digest: 1 }, PeerMessage::Pong { digest: 1 });
     notes.sending(PEER, &ping);
     notes.sending(PEER, &pong);
@@ -62,7 +62,7 @@ fn pings_are_counted_until_they_are_answered() {
 #[test]
 fn what_the_decisions_did_is_added_up() {
     let all = everything();
-    let notes = Notes::new(all.shells.member.clone());
+    let notes = all.shells.notes();
     let counts = Counts {
         suspicions_refuted: 1,
         digests_equal: 2,
@@ -98,7 +98,7 @@ fn what_the_decisions_did_is_added_up() {
 #[test]
 fn leases_and_probes_are_counted_by_what_became_of_them() {
     let all = everything();
-    let notes = Notes::new(all.shells.member.clone());
+    let notes = all.shells.notes();
     notes.lease_acquired(LeaseId::REGISTRY, 4);
     notes.lease_lost(LeaseId::REGISTRY, 4, true);
     notes.lease_lost(LeaseId::REGISTRY, 5, false);

@@ -241,6 +241,8 @@ impl Shared {
     }
 
     async fn prepare(&self, plan: &ContainerPlan) -> Result<String, FileError> {
+        let ContainerPlan { task, service, name, image, .. } = plan;
+        tracing::debug!(%task, %service, name, image, "preparing a task");
         if !within(self.deadlines.start, "look for the image", self.driver.has_image(&plan.image)).await? {
             let auth = self.files.credentials(plan.task).await?;
             // How long that may take is the driver's affair; a slow one must not hold up tasks whose images are there.

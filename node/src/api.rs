@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -176,12 +177,20 @@ struct Api {
     backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
+    /// How many requests there were: each has its number in the log.
+    requests: Arc<AtomicU64>,
     page: Arc<page::Latest>,
 }
 
 /// Makes the API's router, for the sockets of this node and for other nodes that forward requests to it.
 pub fn router(backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Router {
-    let api = Api { backend, metrics, room: Arc::new(Semaphore::new(REQUESTS_MAX)), page: Arc::default() };
+    let api = Api {
+        backend,
+        metrics,
+        room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        requests: Arc::default(),
+        page: Arc::default(),
+    };
     let routes = routes()
         .fallback(unsupported::fallback)
         .method_not_allowed_fallback(unsupported::fallback)

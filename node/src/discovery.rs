@@ -129,7 +129,7 @@ async fn serve(
                     Ok(Announcement { node, port }) => {
                         let _ = heard.try_send((node, SocketAddr::new(from.ip(), port)));
                     }
-                    Err(error) => tracing::trace!(%from, %error, "heard something that is no announcement"),
+                    Err(error) => tracing::trace!(address = %from, %error, "heard something that is no announcement"),
                 }
             }
         }

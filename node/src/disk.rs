@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use redb::{Builder, Database};
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,12 @@ use tokio::sync::{mpsc, oneshot};
 
 mod backend;
 mod layout;
+mod metrics;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+
+pub use metrics::DiskMetrics;
 
 use backend::Backend;
 use layout::LayoutError;
@@ -156,6 +160,7 @@ pub struct Batch {
 pub struct Disk {
     jobs: mpsc::Sender<Job>,
     path: Arc<PathBuf>,
+    metrics: DiskMetrics,
 }
 
 /// Where the result of a write goes.
@@ -180,12 +185,13 @@ pub fn open(data_dir: &Path) -> Result<(Disk, Loaded), DiskError> {
     loaded.incarnation += 1;
     layout::set_incarnation(&database, loaded.incarnation).map_err(|error| disk_error(&path, error))?;
     let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-    let writer = Writer { path: path.clone(), database: Some(database), _lock: lock };
+    let metrics = DiskMetrics::default();
+    let writer = Writer { path: path.clone(), database: Some(database), metrics: metrics.clone(), _lock: lock };
     std::thread::Builder::new()
         .name("disk".to_owned())
         .spawn(move || writer.run(queue))
         .map_err(|source| io_error("start a thread for", &path, source))?;
-    Ok((Disk { jobs, path: Arc::new(path) }, loaded))
+    Ok((Disk { jobs, path: Arc::new(path), metrics }, loaded))
 }
 
 impl Disk {
@@ -199,6 +205,11 @@ impl Disk {
     /// Returns why a record would be refused if it were written now. Blocks no longer than the system takes for an answer.
     pub fn refusal(&self) -> Option<DiskError> {
         refusal(&self.path)
+    }
+
+    /// Returns what is counted of this store.
+    pub fn metrics(&self) -> &DiskMetrics {
+        &self.metrics
     }
 
     /// Writes what is queued before this and closes the store for all handles; another [`open`] then succeeds.
@@ -216,6 +227,7 @@ struct Writer {
     path: PathBuf,
     /// `None` after a failed write, until the store could be opened again.
     database: Option<Database>,
+    metrics: DiskMetrics,
     _lock: File,
 }
 
@@ -260,6 +272,13 @@ impl Writer {
         if batches.is_empty() {
             return Ok(());
         }
+        let began = Instant::now();
+        let result = self.commit(&batches);
+        self.metrics.note(began.elapsed(), result.is_ok());
+        result
+    }
+
+    fn commit(&mut self, batches: &[&Batch]) -> Result<(), DiskError> {
         if batches.iter().any(|batch| !batch.records.is_empty())
             && let Some(refusal) = refusal(&self.path)
         {
@@ -270,11 +289,11 @@ impl Writer {
             None => open_store(&self.path, false, |_| Ok(()))?.0,
         };
         if batches.iter().any(|batch| batch.scrub) {
-            self.database = Some(rewrite::rewrite(&self.path, database, &batches)?);
+            self.database = Some(rewrite::rewrite(&self.path, database, batches)?);
             return Ok(());
         }
-        let result =
-            guarded(|| layout::commit(&database, batches.into_iter())).map_err(|error| disk_error(&self.path, error));
+        let result = guarded(|| layout::commit(&database, batches.iter().copied()))
+            .map_err(|error| disk_error(&self.path, error));
         // After a failure of the system the database refuses everything; whatever the failure, it is opened anew.
         if result.is_ok() {
             self.database = Some(database);

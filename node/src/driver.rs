@@ -23,6 +23,7 @@ pub mod embedded;
 pub mod fake;
 pub mod files;
 pub mod inventory;
+pub mod measured;
 pub mod registry;
 
 /// What a pull of an image may take; a task whose image takes longer is rejected, and tried elsewhere.

@@ -49,6 +49,9 @@ pub const FLOWS_SERVED_MAX: usize = 4096;
 /// Bytes of datagrams that wait at once for a tunnel to take them, over all flows; more are dropped.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 
+/// Name of the one task behind a port of this node alone, whose own name is not known here.
+const HOST_NAME: &str = "host";
+
 /// Between two looks for flows that fell silent.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -323,7 +326,8 @@ async fn close(shared: &Shared, published: PublishedPort, listening: Option<List
 /// Merges both kinds of ports. A port of the table wins over the same port in host mode: it is promised on every node.
 fn routes_of(wanted: &Wanted, here: NodeId) -> RouteTable {
     let host_route = |address: &SocketAddr| {
-        let backend = Backend { node: here, address: address.ip(), port: address.port(), suspect: false };
+        let (address, port) = (address.ip(), address.port());
+        let backend = Backend { name: HOST_NAME.into(), node: here, address, port, suspect: false };
         Route {
             service: ServiceId::default(),
             settings: PortSettings::default(),

@@ -9,6 +9,8 @@ pub mod driver;
 pub mod gossip;
 pub mod identity;
 pub mod ingress;
+#[cfg(test)]
+mod logged;
 pub mod runtime;
 pub mod serving;
 pub mod supervisor;

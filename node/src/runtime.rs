@@ -18,12 +18,14 @@ use shoal_protocol::value::NodeStatus;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::api::listen::{Listening, Tls};
 use crate::api::{self, Engine, Hub, Metrics};
 use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
 use crate::driver::choice;
+use crate::driver::measured::DriverMetrics;
 use crate::ingress::metrics::IngressMetrics;
 
 pub mod backend;
@@ -39,17 +41,19 @@ mod locking;
 pub mod machine;
 mod member;
 mod membership;
+mod metrics;
 mod persist;
 mod renewing;
 mod reporting;
 mod shells;
 
-use command::{Command, Loop};
+use command::{Asked, Command, Loop};
 use health::HealthMetrics;
 use joining::{Joined, Joining};
 use locking::Locked;
 use member::{Happening, Member, ShellEnded};
 use membership::Stored;
+use metrics::{MemberMetrics, Notes};
 
 /// How long the daemon goes on after SIGTERM so that what it said last leaves the machine.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -81,20 +85,33 @@ struct Daemon {
 struct ShellMetrics {
     ingress: Arc<IngressMetrics>,
     health: HealthMetrics,
+    driver: DriverMetrics,
+    member: MemberMetrics,
 }
 
 impl ShellMetrics {
     /// Makes the counters known to monitors.
-    fn register(registry: &mut Registry) -> Self {
+    fn register(registry: &mut Registry, disk: &Disk, incarnation: u64) -> Self {
         let ingress = Arc::new(IngressMetrics::default());
         registry.register_collector(Box::new(ingress.clone()));
-        Self { ingress, health: HealthMetrics::register(registry) }
+        disk.metrics().register(registry);
+        Self {
+            ingress,
+            health: HealthMetrics::register(registry),
+            driver: DriverMetrics::register(registry),
+            member: MemberMetrics::register(registry, incarnation),
+        }
+    }
+
+    /// Returns what takes note of what a member does.
+    fn notes(&self) -> Notes {
+        Notes::new(self.member.clone(), self.health.clone())
     }
 }
 
 /// What the loop waits for.
 enum Input {
-    Command(Command),
+    Command(Asked),
     Member(Happening),
     Joined(Box<Joined>),
     Timer,
@@ -115,7 +132,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         sockets.push(Listening::open(host, tls.as_ref()).await?);
     }
     let mut registry = Registry::default();
-    let counters = ShellMetrics::register(&mut registry);
+    let counters = ShellMetrics::register(&mut registry, &disk, loaded.incarnation);
     let metrics = Arc::new(Metrics::new(registry));
     let (engine, events) = (Arc::new(OnceLock::new()), Arc::new(Hub::default()));
     note_engine(&engine, &config, &loaded.settings);
@@ -259,13 +276,9 @@ impl Daemon {
     }
 
     /// Takes in one thing that happened. Returns whether the daemon goes on.
-    async fn turn(
-        &mut self,
-        commands: &mut mpsc::Receiver<Command>,
-        signals: &mut Signals,
-    ) -> Result<bool, ShellEnded> {
+    async fn turn(&mut self, commands: &mut mpsc::Receiver<Asked>, signals: &mut Signals) -> Result<bool, ShellEnded> {
         match self.next(commands, signals).await {
-            Input::Command(command) => self.command(command).await,
+            Input::Command((asker, command)) => self.command(command).instrument(asker).await,
             Input::Member(happening) => {
                 if let Some(member) = &mut self.member {
                     member.take_in(happening)?;
@@ -320,14 +333,14 @@ impl Daemon {
         true
     }
 
-    async fn next(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals) -> Input {
+    async fn next(&mut self, commands: &mut mpsc::Receiver<Asked>, signals: &mut Signals) -> Input {
         let deadline = self.member.as_ref().map(Member::timeout);
         tokio::select! {
             biased;
             () = signals.terminate() => Input::Terminate,
             happening = next_happening(&mut self.member) => Input::Member(happening),
             joined = joining::next_joined(&mut self.joining) => Input::Joined(Box::new(joined)),
-            Some(command) = commands.recv() => Input::Command(command),
+            Some(asked) = commands.recv() => Input::Command(asked),
             () = sleep_until(deadline) => Input::Timer,
         }
     }

@@ -424,6 +424,9 @@ impl Sim {
                 | Action::Reseal { .. }
                 | Action::ResealCredentials { .. }
                 | Action::Health { .. }
+                | Action::LeaseAcquired { .. }
+                | Action::LeaseLost { .. }
+                | Action::Planned { .. }
                 | Action::Trouble { .. } => {}
                 Action::Probe { node, request, .. } => self.probe(index, node, request),
                 Action::Rotate => self.rotate(index),

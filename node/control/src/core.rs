@@ -27,6 +27,7 @@ use crate::task::{Agent, NodeIdentity};
 use crate::view::{self, Health, View};
 
 pub mod bootstrap;
+pub mod counts;
 pub mod event;
 pub mod registry;
 
@@ -50,6 +51,7 @@ mod troubles;
 mod writes;
 mod yielding;
 
+pub use counts::Counts;
 pub use event::{Action, Event, PersistBatch, RequestId, Trust};
 pub use keys::Relocking;
 pub use news::News;
@@ -120,6 +122,7 @@ pub struct Control {
     holds: holds::Holds,
     keys: keys::Keys,
     news: News,
+    counts: Counts,
     peers: BTreeMap<NodeId, RoleGrant>,
     addresses: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
     alive_since: BTreeMap<NodeId, Time>,
@@ -204,6 +207,7 @@ impl Control {
             holds: holds::Holds::default(),
             keys: keys::Keys::default(),
             news: News::default(),
+            counts: Counts::default(),
             peers: BTreeMap::new(),
             addresses: boot.addresses,
             alive_since: BTreeMap::new(),

@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_flow_leaves_a_backend_that_failed_or_went() {
-        let backend = Backend { node: NodeId(1), address: [10, 0, 0, 9].into(), port: 53, suspect: true };
+        let name = "dns.1".into();
+        let backend = Backend { name, node: NodeId(1), address: [10, 0, 0, 9].into(), port: 53, suspect: true };
         let route = Route {
             service: ServiceId(1),
             settings: Default::default(),

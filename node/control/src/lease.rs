@@ -25,6 +25,7 @@ use std::time::Duration;
 use shoal_protocol::lease::{Answer, Ask, Ending, LeaseId, LeaseMessage, Release, VoterSet};
 use shoal_protocol::{NodeId, Time};
 
+pub use candidate::Renewals;
 pub use journal::Durable;
 pub use rank::desired_voters;
 pub use voter::{Granted, Holder};
@@ -132,6 +133,10 @@ pub enum Action {
     Lost {
         /// Which.
         lease: LeaseId,
+        /// Under which epoch it was held.
+        epoch: u64,
+        /// Whether it ran out; if not, this node gave it back.
+        expired: bool,
     },
     /// Newer voters are known.
     VotersChanged(VoterSet),
@@ -308,6 +313,11 @@ impl Leases {
     /// Returns the voters that granted the lease which this node holds: a majority, from which it has to merge first.
     pub fn granters(&self, lease: LeaseId) -> Vec<NodeId> {
         self.candidate.granters(lease)
+    }
+
+    /// Returns how leases were renewed since this was last asked.
+    pub fn take_renewals(&mut self) -> Renewals {
+        std::mem::take(&mut self.candidate.renewals)
     }
 
     /// Returns whether this node votes under the present set and has caught up with the previous one.

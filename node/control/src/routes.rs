@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use shoal_protocol::spec::{PortConfig, PortSettings, PublishMode, PublishedPort, Transport};
 use shoal_protocol::value::SlotTask;
@@ -29,6 +30,8 @@ pub struct Route {
 /// One task behind a published port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
+    /// The task's name as users see it, such as `web.1`. Nothing is decided by it.
+    pub name: Arc<str>,
     /// Where the task runs.
     pub node: NodeId,
     /// The task's address, as its own node reaches it.
@@ -57,11 +60,13 @@ pub fn route_table(store: &Store, health: impl Fn(NodeId) -> Health) -> RouteTab
             Route { service, settings, backends: BTreeMap::new() }
         };
         let mut routes: RouteTable = ports.iter().map(|port| (port.published(), route(port.published()))).collect();
-        for (_, slot) in store.slots(service) {
+        for (number, slot) in store.slots(service) {
+            let name: Arc<str> = format!("{}.{number}", spec.name).into();
             for task in slot.tasks.iter().filter(|task| task.desired == TaskState::Running) {
                 let Some((node, address, suspect)) = reachable(task, store, &health) else { continue };
                 for port in &ports {
-                    let backend = Backend { node, address, port: target(task, port), suspect };
+                    let name = name.clone();
+                    let backend = Backend { name, node, address, port: target(task, port), suspect };
                     if let Some(route) = routes.get_mut(&port.published()) {
                         route.backends.insert(task.id, backend);
                     }

@@ -212,6 +212,8 @@ pub struct View {
     /// When members fell silent lately.
     fallen: BTreeMap<NodeId, Time>,
     requests: u64,
+    /// Suspects that were found to be alive, since somebody last asked.
+    refuted: u64,
     actions: VecDeque<Action>,
 }
 
@@ -226,6 +228,7 @@ impl View {
             mistrust_until: Time(0),
             fallen: BTreeMap::new(),
             requests: 0,
+            refuted: 0,
             actions: VecDeque::new(),
         }
     }
@@ -275,6 +278,11 @@ impl View {
     /// Returns when a node was last heard, if ever.
     pub fn last_heard(&self, node: NodeId) -> Option<Time> {
         self.peers.get(&node).filter(|peer| peer.health != Health::Unknown).map(|peer| peer.heard)
+    }
+
+    /// Returns how many suspects were found to be alive since this was last asked.
+    pub fn take_refuted(&mut self) -> u64 {
+        std::mem::take(&mut self.refuted)
     }
 
     /// Returns how late this node's next tick is already.
@@ -471,6 +479,7 @@ impl View {
 
     fn set_health(&mut self, node: NodeId, health: Health) {
         let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.health != health) else { return };
+        self.refuted += u64::from(peer.health == Health::Suspect && health == Health::Alive);
         peer.health = health;
         if health != Health::Suspect {
             peer.suspicion = None;

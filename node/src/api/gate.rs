@@ -2,12 +2,14 @@
 //! place in the metrics.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
 
 use super::engine::Engine;
 use super::engine::owner::{Owner, owner};
@@ -20,11 +22,26 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for images, which have to arrive first.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
+/// Bytes of a path in the log at most, as far as it is cut between characters.
+const PATH_BYTES_MAX: usize = 256;
+
 /// Bytes of a plain text refusal at most; the rest is dropped.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
-/// Lets a request through to its handler.
-pub(super) async fn pass(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+/// Lets a request through to its handler. What is logged meanwhile, also by the event loop, has the request's number.
+pub(super) async fn pass(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let span = tracing::info_span!(
+        "request",
+        id = api.requests.fetch_add(1, Ordering::Relaxed) + 1,
+        method = %request.method(),
+        path = path.get(..PATH_BYTES_MAX).unwrap_or(path),
+        node = request.extensions().get::<FromPeer>().map(|from| tracing::field::display(from.0)),
+    );
+    answer(api, request, next).instrument(span).await
+}
+
+async fn answer(api: Api, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let outcome = match strip_version(request.uri()).and_then(|uri| Ok((engine_for(&api, &request, &uri)?, uri))) {
@@ -50,7 +67,9 @@ pub(super) async fn pass(State(api): State<Api>, mut request: Request, next: Nex
     ] {
         headers.entry(name).or_insert(HeaderValue::from_static(value)); // the engine's own answers have the engine's
     }
-    api.metrics.count_request(&method, response.status(), started.elapsed());
+    let took = started.elapsed();
+    api.metrics.count_request(&method, response.status(), took);
+    tracing::debug!(status = response.status().as_u16(), seconds = took.as_secs_f64(), "request answered");
     response
 }
 

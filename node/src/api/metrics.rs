@@ -1,7 +1,8 @@
 //! `GET /metrics`: what monitors read, in the OpenMetrics text format.
 
-use std::sync::Mutex;
+use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -49,7 +50,13 @@ impl Metrics {
         let requests = Family::default();
         // From 0.25 ms to 8 s.
         let latency = Histogram::new(exponential_buckets(0.000_25, 2.0, 16));
-        let (nodes, tasks) = (Family::default(), Family::default());
+        let (nodes, tasks) = (Family::<StateLabels, Count>::default(), Family::<StateLabels, Count>::default());
+        for state in NodeState::ALL {
+            nodes.get_or_create(&StateLabels { state: state.name() }).set(0);
+        }
+        for state in TaskState::ALL {
+            tasks.get_or_create(&StateLabels { state: state.name() }).set(0);
+        }
         let (leases_held, quarantined, quorum) = (Count::default(), Count::default(), Count::default());
         registry.register("shoal_api_requests", "Requests answered, by method and status", requests.clone());
         registry.register("shoal_api_latency_seconds", "Time until an answer began", latency.clone());
@@ -62,13 +69,22 @@ impl Metrics {
         Self { registry, requests, latency, nodes, tasks, leases_held, quarantined, quorum }
     }
 
-    pub(super) fn count_request(&self, method: &Method, status: StatusCode, took: Duration) {
+    pub(crate) fn count_request(&self, method: &Method, status: StatusCode, took: Duration) {
         // Whoever sends a request chooses its method: only known ones may become labels.
         let known = [Method::GET, Method::HEAD, Method::POST, Method::DELETE, Method::PUT];
         let method = if known.contains(method) { method.as_str() } else { "other" };
         let labels = RequestLabels { method: method.to_owned(), status: status.as_u16() };
         self.requests.get_or_create(&labels).inc();
         self.latency.observe(took.as_secs_f64());
+    }
+
+    /// Returns everybody's metrics in the OpenMetrics text format.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        // Encoding changes nothing, so a panic in it does not make the registry unusable.
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        encode(&mut text, &registry)?;
+        Ok(text)
     }
 
     fn set_status(&self, status: &StatusReport) {
@@ -95,8 +111,6 @@ pub(super) async fn show(State(api): State<Api>) -> Result<impl IntoResponse, Ap
             api.metrics.tasks.get_or_create(&StateLabels { state: state.name() }).set(count);
         }
     }
-    let mut text = String::new();
-    let registry = api.metrics.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    encode(&mut text, &registry).map_err(|error| ApiError::internal(error.to_string()))?;
+    let text = api.metrics.encode().map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
 }

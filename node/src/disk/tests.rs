@@ -114,6 +114,25 @@ async fn leaving_forgets_the_cluster_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn commits_are_timed_and_failures_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, _) = open(dir.path()).unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    disk.metrics().register(&mut registry);
+    for seq in 1..=3 {
+        disk.write(storing(vec![record(1, seq, b"one")])).await.unwrap();
+    }
+    let unfit = storing(vec![record(1, 4, &vec![0; 3 * BODY_BYTES_MAX])]);
+    disk.write(unfit).await.unwrap_err();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in ["shoal_disk_commit_seconds_count 3", "shoal_disk_commit_errors_total 1"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    disk.close().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_stored_is_refused_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, _) = open(dir.path()).unwrap();

@@ -124,7 +124,7 @@ impl Socket for ShimSocket {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
                     self.decoding = None;
-                    tracing::debug!(%from, "a gossip message cannot be decoded");
+                    tracing::debug!(address = %from, "a gossip message cannot be decoded");
                 }
             }
         }

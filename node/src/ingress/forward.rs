@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use super::metrics::BackendCounts;
 use super::port::{Counted, Port};
 use super::tunnel::{self, Refusal, TunnelError};
 use super::{Shared, TunnelStream, relay};
@@ -38,11 +39,12 @@ enum Upstream {
 pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
     let metrics = &port.metrics;
     relay::set_up(&client);
-    let Some((_counted, mut upstream)) = connect(shared, port).await else {
+    let Some((counted, mut upstream)) = connect(shared, port).await else {
         metrics.add(|port| &port.given_up, 1);
         debug!(port = %port.published, "no backend took the connection");
         return relay::reset(client);
     };
+    let _reached = counted.reached();
     if let Err(error) = introduce(port, &client, &mut upstream).await {
         debug!(port = %port.published, %error, "failed to tell a task who its client is");
         return relay::reset(client);
@@ -80,7 +82,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
     let mut attempts = FuturesUnordered::new();
     loop {
         let newest = port.choose(&tried, (shared.config.clock)());
-        let started = newest.as_ref().map(|counted| counted.task);
+        let started = newest.as_ref().map(|counted| (counted.task, counted.counts.clone()));
         let wait = match newest {
             Some(counted) => {
                 tried.insert(counted.task);
@@ -108,7 +110,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
                 }
                 () = sleep_until(next) => {
                     match started {
-                        Some(task) => note_slow(shared, port, task),
+                        Some((task, counts)) => note_slow(shared, port, task, &counts),
                         None => tried = pending.clone(),
                     }
                     break;
@@ -152,16 +154,10 @@ async fn open_tunnel(shared: &Shared, counted: &Counted) -> Result<Box<dyn Tunne
 
 fn note_failure(shared: &Shared, port: &Port, counted: &Counted, error: &TunnelError) {
     debug!(port = %port.published, task = %counted.task, node = %counted.backend.node, %error, "backend failed");
-    port.metrics.add(|port| &port.attempts_failed, 1);
-    if port.failed(counted.task, (shared.config.clock)()) {
-        port.metrics.add(|port| &port.ejections, 1);
-    }
+    port.failed(counted.task, &counted.counts, (shared.config.clock)());
 }
 
-fn note_slow(shared: &Shared, port: &Port, task: TaskId) {
+fn note_slow(shared: &Shared, port: &Port, task: TaskId, counts: &BackendCounts) {
     debug!(port = %port.published, %task, "backend is slow to connect");
-    port.metrics.add(|port| &port.attempts_failed, 1);
-    if port.failed(task, (shared.config.clock)()) {
-        port.metrics.add(|port| &port.ejections, 1);
-    }
+    port.failed(task, counts, (shared.config.clock)());
 }

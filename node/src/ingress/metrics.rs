@@ -1,15 +1,26 @@
-//! Counters of the ingress, of each published port and of all together, and their form in the OpenMetrics text.
+//! Counters of the ingress, of each published port and the tasks behind it and of all together, and their form in the
+//! OpenMetrics text.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use shoal_control::routes::Backend;
+use shoal_protocol::TaskId;
 use shoal_protocol::spec::PublishedPort;
+
+mod backends;
+
+pub use backends::{BACKENDS_MAX, BackendCounts};
+
+pub(super) use backends::Reached;
+
+use backends::Backends;
 
 /// Ports with counters of their own; those of further ports are counted as port `other`.
 pub const PORTS_MAX: usize = 256;
@@ -63,6 +74,8 @@ pub struct Connections {
 /// The counters of one port, and those of all ports.
 #[derive(Debug, Clone)]
 pub(super) struct PortMetrics {
+    metrics: Arc<IngressMetrics>,
+    published: PublishedPort,
     own: Arc<Connections>,
     all: Arc<Connections>,
 }
@@ -72,6 +85,12 @@ impl PortMetrics {
     pub(super) fn add(&self, which: fn(&Connections) -> &Counter, amount: u64) {
         which(&self.own).add(amount);
         which(&self.all).add(amount);
+    }
+
+    /// Returns the counters of the tasks that are now behind the port; those of tasks that are not vanish with their last
+    /// connection.
+    pub(super) fn backends(&self, route: &BTreeMap<TaskId, Backend>) -> BTreeMap<TaskId, Arc<BackendCounts>> {
+        self.metrics.lock().retarget(self.published, route)
     }
 
     /// Counts one of the gauges down.
@@ -98,25 +117,57 @@ pub struct IngressMetrics {
     pub datagrams_dropped: Counter,
     /// Flows that ended to make room for others.
     pub flows_evicted: Counter,
-    /// Of the ports that are published now, at most [`PORTS_MAX`].
-    ports: Mutex<BTreeMap<PublishedPort, Arc<Connections>>>,
-    others: Arc<Connections>,
+    ports: Mutex<Ports>,
+}
+
+/// Of the ports that are published now.
+#[derive(Debug, Default)]
+struct Ports {
+    /// At most [`PORTS_MAX`].
+    own: BTreeMap<PublishedPort, PortCounts>,
+    others: PortCounts,
+}
+
+#[derive(Debug, Clone, Default)]
+struct PortCounts {
+    connections: Arc<Connections>,
+    backends: Backends,
+}
+
+impl Ports {
+    fn retarget(
+        &mut self,
+        published: PublishedPort,
+        route: &BTreeMap<TaskId, Backend>,
+    ) -> BTreeMap<TaskId, Arc<BackendCounts>> {
+        let elsewhere = self.own.iter().filter(|(port, _)| **port != published);
+        let room = BACKENDS_MAX.saturating_sub(elsewhere.map(|(_, port)| port.backends.len()).sum());
+        match self.own.get_mut(&published) {
+            Some(port) => port.backends.retarget(route, room),
+            None => self.others.backends.retarget(route, 0),
+        }
+    }
 }
 
 impl IngressMetrics {
     /// Returns the counters of a port that is opened.
-    pub(super) fn port(&self, published: PublishedPort) -> PortMetrics {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = match ports.len() < PORTS_MAX || ports.contains_key(&published) {
-            true => ports.entry(published).or_default().clone(),
-            false => self.others.clone(),
+    pub(super) fn port(self: &Arc<Self>, published: PublishedPort) -> PortMetrics {
+        let mut ports = self.lock();
+        let own = match ports.own.len() < PORTS_MAX || ports.own.contains_key(&published) {
+            true => ports.own.entry(published).or_default().connections.clone(),
+            false => ports.others.connections.clone(),
         };
-        PortMetrics { own, all: self.all.clone() }
+        PortMetrics { metrics: self.clone(), published, own, all: self.all.clone() }
     }
 
     /// Forgets the counters of a port that was closed; those of all ports keep what it added.
     pub(super) fn close(&self, published: PublishedPort) {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&published);
+        self.lock().own.remove(&published);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ports> {
+        // Nothing under this lock leaves the maps half-changed, so a panic elsewhere does not make them unusable.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,14 +203,19 @@ fn labels_of(published: PublishedPort) -> Labels {
 
 impl Collector for IngressMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let mut ports: Vec<(Labels, Arc<Connections>)> = {
-            let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            ports.iter().map(|(published, port)| (labels_of(*published), port.clone())).collect()
-        };
-        if self.others.accepted.get() > 0 {
+        let shown: Vec<(Labels, PortCounts)> = {
+            let mut ports = self.lock();
+            for port in ports.own.values_mut() {
+                port.backends.forget_gone();
+            }
+            let own = ports.own.iter().map(|(published, port)| (labels_of(*published), port.clone()));
             let other = || "other".to_owned();
-            ports.push(([("port", other()), ("protocol", other())], self.others.clone()));
-        }
+            let others = ([("port", other()), ("protocol", other())], ports.others.clone());
+            own.chain([others].into_iter().filter(|(_, port)| port.connections.accepted.get() > 0)).collect()
+        };
+        backends::encode(&mut encoder, shown.iter().map(|(labels, port)| (labels, &port.backends)))?;
+        let ports: Vec<(Labels, Arc<Connections>)> =
+            shown.into_iter().map(|(labels, port)| (labels, port.connections)).collect();
         for (name, help, value) in PORT_COUNTERS {
             let kind = ConstCounter::new(0u64).metric_type();
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
@@ -195,6 +251,18 @@ impl Collector for IngressMetrics {
         }
         Ok(())
     }
+}
+
+#[cfg(test)]
+pub(crate) fn touch(metrics: &Arc<IngressMetrics>, published: PublishedPort) {
+    let backend = Backend {
+        name: "web.1".into(),
+        node: Default::default(),
+        address: [10, 0, 0, 9].into(),
+        port: 80,
+        suspect: false,
+    };
+    metrics.port(published).backends(&BTreeMap::from([(TaskId(1), backend)]));
 }
 
 #[cfg(test)]

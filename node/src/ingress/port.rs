@@ -1,6 +1,6 @@
 //! One published port: its route and the standing of its backends, shared by its listener and its connections.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use shoal_protocol::{NodeId, TaskId, Time};
 use tokio::sync::Notify;
 
 use super::IngressConfig;
-use super::metrics::PortMetrics;
+use super::metrics::{BackendCounts, PortMetrics, Reached};
 
 pub(super) struct Port {
     pub(super) published: PublishedPort,
@@ -31,6 +31,8 @@ struct State {
     route: Route,
     balancer: Balancer,
     rng: StdRng,
+    /// What is counted of each backend of the route.
+    counts: BTreeMap<TaskId, Arc<BackendCounts>>,
     /// Connections of clients that count towards the port's limit.
     admitted: u32,
 }
@@ -43,25 +45,28 @@ pub(super) struct Counted {
     pub(super) port: Arc<Port>,
     pub(super) task: TaskId,
     pub(super) backend: Backend,
+    pub(super) counts: Arc<BackendCounts>,
 }
 
 impl Port {
     pub(super) fn new(published: PublishedPort, route: Route, config: &IngressConfig) -> Self {
         let rng = StdRng::seed_from_u64(config.seed ^ u64::from(published.number));
         let metrics = config.metrics.port(published);
+        let counts = metrics.backends(&route.backends);
         Self {
             published,
             address: route.settings.address,
             metrics,
             here: config.node,
-            state: Mutex::new(State { route, balancer: Balancer::default(), rng, admitted: 0 }),
+            state: Mutex::new(State { route, balancer: Balancer::default(), rng, counts, admitted: 0 }),
             room: Notify::new(),
         }
     }
 
     pub(super) fn retarget(&self, route: Route) {
+        let counts = self.metrics.backends(&route.backends);
         let mut state = self.state();
-        state.route = route;
+        (state.route, state.counts) = (route, counts);
         let State { route, balancer, .. } = &mut *state;
         balancer.retain(route);
         drop(state);
@@ -90,11 +95,11 @@ impl Port {
     /// Chooses a backend that is not in `tried` and counts a connection for it.
     pub(super) fn choose(self: &Arc<Self>, tried: &BTreeSet<TaskId>, now: Time) -> Option<Counted> {
         let mut state = self.state();
-        let State { route, balancer, rng, .. } = &mut *state;
+        let State { route, balancer, rng, counts, .. } = &mut *state;
         let task = balancer.choose(route, self.here, tried, rng, now)?;
-        let backend = route.backends.get(&task)?.clone();
+        let (backend, counts) = (route.backends.get(&task)?.clone(), counts.get(&task)?.clone());
         balancer.opening(task);
-        Some(Counted { port: self.clone(), task, backend })
+        Some(Counted { port: self.clone(), task, backend, counts })
     }
 
     /// Returns by which header tasks are told who the client is.
@@ -112,14 +117,26 @@ impl Port {
         self.state().balancer.connected(task);
     }
 
-    /// Returns whether `task` was ejected by this failure.
-    pub(super) fn failed(&self, task: TaskId, now: Time) -> bool {
-        self.state().balancer.failed(task, now)
+    /// Notes an attempt at `task` that failed or was too slow, and ejects it unless it rests already.
+    pub(super) fn failed(&self, task: TaskId, counts: &BackendCounts, now: Time) {
+        self.metrics.add(|port| &port.attempts_failed, 1);
+        counts.attempts_failed.add(1);
+        if self.state().balancer.failed(task, now) {
+            self.metrics.add(|port| &port.ejections, 1);
+            counts.ejections.add(1);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock leaves the state half-changed, so a panic elsewhere does not make it unusable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counted {
+    /// Counts a connection that reached the backend, as open for as long as what this returns lives.
+    pub(super) fn reached(&self) -> Reached {
+        Reached::new(self.counts.clone())
     }
 }
 

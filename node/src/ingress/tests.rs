@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 
+mod counted;
 mod limit;
 mod udp;
 
@@ -111,7 +112,7 @@ fn blackhole() -> (TcpListener, Vec<std::net::TcpStream>) {
 }
 
 fn backend(node: NodeId, address: SocketAddr) -> Backend {
-    Backend { node, address: address.ip(), port: address.port(), suspect: false }
+    Backend { name: "web.1".into(), node, address: address.ip(), port: address.port(), suspect: false }
 }
 
 fn route(backends: &[(u128, NodeId, SocketAddr)]) -> Route {

@@ -151,10 +151,13 @@ pub enum MembershipError {
     Failed(String),
 }
 
+/// A command, and the span of whoever asked: what the loop logs of it is found with the request that it is for.
+pub type Asked = (tracing::Span, Command);
+
 /// Reaches the event loop. Cheap to clone.
 #[derive(Clone)]
 pub struct Loop {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Asked>,
 }
 
 /// The event loop has ended: the daemon is shutting down.
@@ -164,7 +167,7 @@ pub struct LoopEnded;
 
 impl Loop {
     /// Makes the way to an event loop and its other end.
-    pub fn new() -> (Self, mpsc::Receiver<Command>) {
+    pub fn new() -> (Self, mpsc::Receiver<Asked>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         (Self { commands }, receiver)
     }
@@ -179,14 +182,43 @@ impl Loop {
             // Whoever asked may have gone away meanwhile.
             let _ = sender.send(look(control, now));
         }));
-        self.commands.send(command).await.map_err(|_| LoopEnded)?;
+        self.send(command).await?;
         receiver.await.map_err(|_| LoopEnded)
     }
 
     /// Sends a command that carries its own way back, and waits for the answer.
     pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, LoopEnded> {
         let (sender, receiver) = oneshot::channel();
-        self.commands.send(command(sender)).await.map_err(|_| LoopEnded)?;
+        self.send(command(sender)).await?;
         receiver.await.map_err(|_| LoopEnded)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), LoopEnded> {
+        self.commands.send((tracing::Span::current(), command)).await.map_err(|_| LoopEnded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logged::Logged;
+
+    #[tokio::test]
+    async fn what_the_loop_logs_of_a_command_is_found_with_the_request() {
+        use tracing::Instrument;
+        let logged = Logged::capture();
+        let (asker, mut commands) = Loop::new();
+        let request = async move { asker.look(|_, _| ()).await }.instrument(tracing::info_span!("request", id = 7));
+        let answer = async {
+            let (span, command) = commands.recv().await.unwrap();
+            span.in_scope(|| tracing::info!("working"));
+            if let Command::Look(look) = command {
+                look(None, Now::default());
+            }
+        };
+        let (result, ()) = tokio::join!(request, answer);
+        assert!(result.is_ok());
+        let line = logged.lines().pop().unwrap();
+        assert_eq!((&line["fields"]["message"], &line["span"]["id"]), (&"working".into(), &7.into()), "{line}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_control::core::{Action, Control, Event, PersistBatch, RequestId};
 use shoal_control::departure::{Ask, End};
@@ -19,7 +19,7 @@ use super::clock;
 use super::departing::Departing;
 use super::files::FileAsk;
 use super::finding::Finder;
-use super::health::HealthMetrics;
+use super::metrics::Notes;
 use super::renewing::{Outcome, Renewing};
 use super::reporting::Reporter;
 use super::shells::Shells;
@@ -65,7 +65,8 @@ pub(super) struct ShellEnded(&'static str);
 
 /// Who waits for the answer to a write.
 pub(super) enum Waiting {
-    Api(oneshot::Sender<Result<Written, WriteError>>),
+    /// A user, whose request the span is of.
+    Api(oneshot::Sender<Result<Written, WriteError>>, tracing::Span),
     /// This node itself, which replaces keys.
     Keys,
     Join {
@@ -92,7 +93,7 @@ pub(super) struct Member {
     pub(super) agent: AgentHandle,
     pub(super) ingress: IngressHandle,
     pub(super) shells: Shells,
-    pub(super) health: HealthMetrics,
+    pub(super) notes: Notes,
     pub(super) persist: mpsc::Sender<(u64, PersistBatch)>,
     pub(super) disk: crate::disk::Disk,
     /// Where the other nodes are, for the disk.
@@ -147,7 +148,9 @@ impl Member {
     }
 
     pub(super) fn handle(&mut self, event: Event) {
+        let began = Instant::now();
         self.control.handle_event(event, clock::now());
+        self.notes.decided(self.control.take_counts(), began.elapsed());
     }
 
     fn find(&mut self, event: discovery::Event) {
@@ -194,6 +197,7 @@ impl Member {
             }
             SwarmEvent::Down { node } => {
                 tracing::info!(%node, "disconnected");
+                self.notes.parted(node);
                 self.handle(Event::PeerDown { node });
                 self.find(discovery::Event::Down(node));
             }
@@ -202,7 +206,10 @@ impl Member {
                     self.gossip.received(peer.address, bytes);
                 }
             }
-            SwarmEvent::Message { from, message } => self.handle(Event::Message { from, message }),
+            SwarmEvent::Message { from, message } => {
+                self.notes.heard(from, &message);
+                self.handle(Event::Message { from, message });
+            }
             SwarmEvent::Join { request, reply } => self.join_request(request, reply),
             SwarmEvent::Renew { from, public_key, reply } => {
                 let _ = reply.send(self.renew(from, &public_key));
@@ -224,7 +231,7 @@ impl Member {
                 let ingress = self.ingress.clone();
                 tokio::spawn(async move {
                     if let Err(error) = ingress.serve_tunnel(stream).await {
-                        tracing::debug!(%from, %error, "a tunnel ended");
+                        tracing::debug!(node = %from, %error, "a tunnel ended");
                     }
                 });
             }
@@ -232,7 +239,7 @@ impl Member {
                 let ingress = self.ingress.clone();
                 tokio::spawn(async move {
                     if let Err(error) = ingress.serve_datagrams(stream).await {
-                        tracing::debug!(%from, %error, "a tunnel of datagrams ended");
+                        tracing::debug!(node = %from, %error, "a tunnel of datagrams ended");
                     }
                 });
             }
@@ -249,7 +256,7 @@ impl Member {
         let router = self.router.clone();
         tokio::spawn(async move {
             if let Err(error) = super::backend::serve_peer(stream, router, from, is_manager).await {
-                tracing::debug!(%from, %error, "a call of another node ended");
+                tracing::debug!(node = %from, %error, "a call of another node ended");
             }
         });
     }
@@ -283,12 +290,13 @@ impl Member {
         if refusal.as_deref() != self.control.storage_refusal() {
             self.handle(Event::Storage(refusal));
         }
-        self.request(write, Waiting::Api(reply));
+        self.request(write, Waiting::Api(reply, tracing::Span::current()));
     }
 
     pub(super) fn request(&mut self, write: Write, waiting: Waiting) {
         self.last_request += 1;
         self.waiting.insert(self.last_request, waiting);
+        tracing::debug!(write = self.last_request, "a write begins");
         self.handle(Event::Request { request: self.last_request, write });
     }
 
@@ -302,6 +310,7 @@ impl Member {
             match action {
                 Action::Send { to, message, bulk } => {
                     let priority = if bulk { Priority::Bulk } else { Priority::Own };
+                    self.notes.sending(to, &message);
                     self.swarm.send(to, &message, priority);
                 }
                 Action::Persist { token, batch } => {
@@ -319,11 +328,17 @@ impl Member {
                 Action::Rotate => self.rotate_keys(),
                 Action::Reseal { secret } => self.reseal(secret),
                 Action::ResealCredentials { service } => self.reseal_credentials(service),
-                Action::Health { node, health } => self.health.note(node, health),
-                Action::Trouble { what } => tracing::error!("{what}"),
+                Action::Health { node, health } => self.notes.health.note(node, health),
+                Action::LeaseAcquired { lease, epoch } => self.notes.lease_acquired(lease, epoch),
+                Action::LeaseLost { lease, epoch, expired } => self.notes.lease_lost(lease, epoch, expired),
+                Action::Planned { service, epoch, writes } => self.notes.planned(service, epoch, writes),
+                Action::Trouble { what } => {
+                    tracing::error!(trouble = what, "something cannot be done, see shoal status")
+                }
                 Action::Removed => removed = true,
             }
         }
+        self.notes.see(&self.control, clock::now().time);
         let news = self.control.take_news();
         if !news.is_empty() {
             self.reporter.tell(&self.control, &news, clock::now().wall);
@@ -333,7 +348,11 @@ impl Member {
 
     fn reply(&mut self, request: RequestId, result: Result<Written, WriteError>) {
         match self.waiting.remove(&request) {
-            Some(Waiting::Api(reply)) => {
+            Some(Waiting::Api(reply, asker)) => {
+                asker.in_scope(|| match &result {
+                    Ok(Written { index, .. }) => tracing::debug!(write = request, index, "a write was carried out"),
+                    Err(error) => tracing::debug!(write = request, %error, "a write was refused"),
+                });
                 let _ = reply.send(result);
             }
             Some(Waiting::Keys) => {
@@ -359,12 +378,13 @@ impl Member {
     }
 
     fn probe(&self, node: NodeId, address: Option<SocketAddr>, request: u64) {
-        let (swarm, sender) = (self.swarm.clone(), self.sender.clone());
+        let (swarm, sender, probed) = (self.swarm.clone(), self.sender.clone(), self.notes.probes());
         tokio::spawn(async move {
             let alive = match address {
                 Some(address) => swarm.probe(node, address, PROBE_TIMEOUT).await,
                 None => false,
             };
+            probed(node, alive);
             // The loop may have ended meanwhile.
             let _ = sender.send(Event::Probed { node, request, alive }).await;
         });

@@ -30,6 +30,7 @@ use super::shells::{Shells, SwarmTunnels};
 use super::{Daemon, clock, files, persist, shells};
 use crate::agent::Agent;
 use crate::disk::{Batch, DiskError, KnownPeer, Loaded};
+use crate::driver::measured::Measured;
 use crate::driver::{self, choice};
 use crate::gossip::{Gossip, GossipConfig, GossipEvent};
 use crate::identity::{AtRest, IdentityError, Membership, NodeKey, UnlockKey, create_cluster};
@@ -186,7 +187,7 @@ impl Daemon {
             membership: start.membership,
             port_errors: ingress.port_errors(),
             shells: Shells::new(node, driver, swarm.clone(), renewing.validity()),
-            health: self.metrics.health.clone(),
+            notes: self.metrics.notes(),
             renewing,
             departing: Departing::new(node, clock::now().time),
             swarm,
@@ -227,7 +228,7 @@ impl Daemon {
             self.disk.write(batch).await.context("failed to note which driver was chosen")?;
             super::note_engine(&self.engine, &self.config, &self.settings);
         }
-        Ok(opened.driver)
+        Ok(Measured::wrap(opened.driver, self.metrics.driver.clone()))
     }
 
     /// Returns the swarm that the node joined with, or starts one.

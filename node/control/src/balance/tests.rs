@@ -12,8 +12,13 @@ const NONE: BTreeSet<TaskId> = BTreeSet::new();
 
 /// A route with one backend for each (task, node, suspect).
 fn route(backends: &[(u128, u128, bool)]) -> Route {
-    let backend =
-        |node, suspect| Backend { node: NodeId(node), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 80, suspect };
+    let backend = |node, suspect| Backend {
+        name: "web.1".into(),
+        node: NodeId(node),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: 80,
+        suspect,
+    };
     Route {
         service: ServiceId(9),
         settings: Default::default(),

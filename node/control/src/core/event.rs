@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use shoal_protocol::lease::LeaseId;
 use shoal_protocol::message::PeerMessage;
 use shoal_protocol::record::Record;
 use shoal_protocol::spec::PublishedPort;
@@ -191,6 +192,31 @@ pub enum Action {
         node: NodeId,
         /// To what.
         health: Health,
+    },
+    /// This node holds a lease from now on: to be told and counted, nothing else, as are the next two.
+    LeaseAcquired {
+        /// Which.
+        lease: LeaseId,
+        /// Under which epoch.
+        epoch: u64,
+    },
+    /// This node holds a lease no longer.
+    LeaseLost {
+        /// Which.
+        lease: LeaseId,
+        /// Under which epoch it was held.
+        epoch: u64,
+        /// Whether it ran out, because it could not be renewed; if not, it was given back.
+        expired: bool,
+    },
+    /// A plan for a service changed something.
+    Planned {
+        /// Which service.
+        service: ServiceId,
+        /// Under which epoch.
+        epoch: u64,
+        /// How many slots and states of updates were written.
+        writes: usize,
     },
     /// Something went wrong that an operator must know; see also [`super::Control::troubles`].
     Trouble {

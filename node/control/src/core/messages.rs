@@ -29,14 +29,10 @@ impl Control {
         self.view.handle_event(view::Event::Heard { node: from }, now.time);
         match message {
             PeerMessage::Ping { digest } => {
-                let mine = self.store.digest();
-                self.repair.heard(from, digest, mine, now.time);
-                self.outbox.send(from, PeerMessage::Pong { digest: mine });
+                self.heard_digest(from, digest, now);
+                self.outbox.send(from, PeerMessage::Pong { digest: self.store.digest() });
             }
-            PeerMessage::Pong { digest } => {
-                let mine = self.store.digest();
-                self.repair.heard(from, digest, mine, now.time);
-            }
+            PeerMessage::Pong { digest } => self.heard_digest(from, digest, now),
             // The runtime hands these to the gossip shell before they come here.
             PeerMessage::Gossip(_) => {}
             PeerMessage::Lease(message) => {
@@ -84,6 +80,16 @@ impl Control {
                     self.repair.want(from);
                 }
             }
+        }
+    }
+
+    fn heard_digest(&mut self, from: NodeId, theirs: u128, now: Now) {
+        let mine = self.store.digest();
+        self.repair.heard(from, theirs, mine, now.time);
+        if theirs == mine {
+            self.counts.digests_equal += 1;
+        } else {
+            self.counts.digests_different += 1;
         }
     }
 
@@ -140,23 +146,33 @@ impl Control {
                     self.caught_up(from, serial);
                 }
                 if let Some(exchange) = exchange {
-                    self.outbox.send_bulk(from, PeerMessage::Sync(exchange));
+                    self.send_repair(from, exchange);
                 }
             }
             SyncMessage::Exchange { records, wanted } => {
-                for record in records {
-                    self.merge(from, record);
-                }
+                self.merge_repair(from, records);
                 if let Some(answer) = self.store.answer_exchange(&wanted) {
-                    self.outbox.send_bulk(from, PeerMessage::Sync(answer));
+                    self.send_repair(from, answer);
                 }
             }
             SyncMessage::Records(records) => {
-                for record in records {
-                    self.merge(from, record);
-                }
+                self.merge_repair(from, records);
                 self.repair.records(from);
             }
+        }
+    }
+
+    fn send_repair(&mut self, to: NodeId, message: SyncMessage) {
+        if let SyncMessage::Exchange { records, .. } | SyncMessage::Records(records) = &message {
+            self.counts.repair_records_sent += records.len() as u64;
+        }
+        self.outbox.send_bulk(to, PeerMessage::Sync(message));
+    }
+
+    fn merge_repair(&mut self, from: NodeId, records: Vec<Record>) {
+        for record in records {
+            self.counts.repair_records_received += 1;
+            self.counts.repair_records_new += u64::from(self.merge(from, record));
         }
     }
 
@@ -216,6 +232,7 @@ impl Control {
         for node in due {
             if self.peers.contains_key(&node) {
                 let buckets = self.store.buckets();
+                self.counts.repairs_begun += 1;
                 self.outbox.send_bulk(node, PeerMessage::Sync(SyncMessage::Digest(buckets)));
             }
         }

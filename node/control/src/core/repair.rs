@@ -29,6 +29,8 @@ pub(super) struct Repair {
 struct Peer {
     digest: u128,
     differs_since: Option<Time>,
+    /// The same, whatever comparisons were made meanwhile: for people.
+    apart_since: Option<Time>,
     session: Option<Session>,
     wanted: bool,
 }
@@ -46,10 +48,17 @@ impl Repair {
         let peer = self.peers.entry(node).or_default();
         peer.digest = theirs;
         if theirs == mine {
-            peer.differs_since = None;
+            (peer.differs_since, peer.apart_since) = (None, None);
         } else {
             peer.differs_since.get_or_insert(now);
+            peer.apart_since.get_or_insert(now);
         }
+    }
+
+    /// Returns for how long the peer that has differed longest has done so.
+    pub(super) fn disagrees_for(&self, now: Time) -> Duration {
+        let since = self.peers.values().filter_map(|peer| peer.apart_since).min();
+        since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// Returns the last digest heard from a peer.
@@ -159,7 +168,9 @@ mod tests {
         let serial = repair.next_serial();
         assert_eq!(repair.due(&BTreeSet::new(), Time(0), |_| 0), [PEER]);
         assert_eq!(repair.summary(PEER, true), None);
+        repair.heard(PEER, 1, 2, Time(5));
         repair.records(PEER);
+        assert_eq!(repair.disagrees_for(Time(1_005)), Duration::from_secs(1), "until the digests are equal");
         assert_eq!(repair.due(&BTreeSet::new(), Time(10), |_| 0), [PEER], "compared again at once");
         assert!(repair.summary(PEER, false) >= Some(serial));
         assert!(repair.due(&BTreeSet::new(), Time(20), |_| 0).is_empty());

@@ -13,6 +13,7 @@ use shoal_protocol::write::{CredentialsChange, Write};
 use shoal_protocol::{Key, Now, ServiceId, Stamp, TaskId, TaskState};
 
 use super::Control;
+use super::event::Action;
 use crate::orchestrator::{self, Desired, Input, Plan, occupies};
 use crate::scheduler::{Cluster, Node, Share};
 use crate::updater;
@@ -38,10 +39,16 @@ impl Control {
         let mut moved = false;
         for (service, epoch) in services {
             let plan = self.plan(service, &mut cluster, now);
+            self.counts.services_planned += 1;
             if let Some(wake) = plan.wake {
                 self.wakes.insert(service, wake);
             }
-            moved |= self.write_plan(service, epoch, plan);
+            let writes = self.write_plan(service, epoch, plan);
+            if writes > 0 {
+                moved = true;
+                self.counts.plan_writes += writes as u64;
+                self.outbox.push(Action::Planned { service, epoch, writes });
+            }
             self.take_back(service, now);
         }
         moved
@@ -128,9 +135,10 @@ impl Control {
         orchestrator::reconcile(input, cluster, memory, &mut || TaskId(random.random()))
     }
 
-    fn write_plan(&mut self, service: ServiceId, epoch: u64, plan: Plan) -> bool {
+    /// Writes what a plan changes. Returns how many records that are.
+    fn write_plan(&mut self, service: ServiceId, epoch: u64, plan: Plan) -> usize {
         let lease = LeaseId::of_service(service);
-        let mut moved = !plan.is_empty();
+        let mut writes = plan.slots.len() + usize::from(plan.progress.is_some());
         let planned: BTreeSet<SlotName> = plan.slots.iter().map(|(name, _)| *name).collect();
         for (name, slot) in plan.slots {
             self.write(lease, epoch, Key::Slot(service, name), slot.map(Value::Slot));
@@ -143,14 +151,14 @@ impl Control {
         for (name, slot) in self.unstarted(service, epoch) {
             if !planned.contains(&name) {
                 self.write(lease, epoch, Key::Slot(service, name), Some(Value::Slot(slot)));
-                moved = true;
+                writes += 1;
             }
         }
         if self.store.slots(service).next().is_none() && self.store.service(service).is_none() {
             self.memory.remove(&service);
             self.wakes.remove(&service);
         }
-        moved
+        writes
     }
 
     /// Asks for the previous spec of a service whose update failed. Objects are the registry holder's to write.

@@ -66,9 +66,13 @@ impl Control {
                 lease::Action::Acquired { lease, epoch } => {
                     let serial = self.repair.next_serial();
                     self.holds.acquired(lease, epoch, serial);
+                    self.outbox.push(Action::LeaseAcquired { lease, epoch });
                     self.start_repairs(now);
                 }
-                lease::Action::Lost { lease } => self.lease_lost(lease),
+                lease::Action::Lost { lease, epoch, expired } => {
+                    self.outbox.push(Action::LeaseLost { lease, epoch, expired });
+                    self.lease_lost(lease);
+                }
                 lease::Action::VotersChanged(voters) => self.note_voters(voters),
                 lease::Action::CatchUp { version, from, need } => self.catch_up(version, from, need),
             }

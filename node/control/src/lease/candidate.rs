@@ -8,7 +8,7 @@ use shoal_protocol::{NodeId, Time};
 
 use super::rank::{favourite, rank};
 use super::voter::valid_until;
-use super::{ACQUIRE_TIMEOUT, Action, Leases, QUORUM_WINDOW, RANK_DELAY, RENEW_EVERY};
+use super::{ACQUIRE_TIMEOUT, Action, HOLD, Leases, QUORUM_WINDOW, RANK_DELAY, RENEW_EVERY};
 
 /// Rounds whose answers are still counted; answers to older ones come too late to matter.
 const ROUNDS_MAX: usize = 32;
@@ -21,6 +21,15 @@ const HANDOVER_REPEAT: Duration = Duration::from_secs(60);
 
 /// How soon voters that are not ready are asked again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How the leases that this node holds were renewed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Renewals {
+    /// Times that the voters were asked to renew a lease.
+    pub asked: u64,
+    /// Times that the one before had not been granted by a majority when the next was asked for.
+    pub missed: u64,
+}
 
 /// A lease that this node asked for or holds.
 #[derive(Debug)]
@@ -56,6 +65,7 @@ pub(super) struct Candidate {
     round: u64,
     /// What the next message gives back.
     releases: Vec<Release>,
+    pub(super) renewals: Renewals,
     pub(super) eligible: Vec<NodeId>,
     pub(super) settled: Vec<NodeId>,
     pub(super) next_round: Time,
@@ -148,7 +158,7 @@ impl Leases {
         let claims = &self.candidate.claims;
         let over: Vec<LeaseId> = claims.iter().filter(|(_, claim)| is_over(claim)).map(|(&lease, _)| lease).collect();
         for lease in over {
-            self.give_up(lease, now);
+            self.give_up(lease, true, now);
         }
     }
 
@@ -169,6 +179,11 @@ impl Leases {
                 asks.push(self.begin_claim(lease, now));
             } else if let Some(claim) = self.candidate.claims.get(&lease).filter(|_| whole_round) {
                 asks.push(Ask { lease, epoch: claim.epoch });
+                if let Some(until) = claim.held_until {
+                    self.candidate.renewals.asked += 1;
+                    // What was asked for a round ago would leave more than this.
+                    self.candidate.renewals.missed += u64::from(until.since(now) < HOLD - RENEW_EVERY * 3 / 2);
+                }
             }
         }
         let probes = whole_round && self.journal.started && (self.may_hold() || self.voters().contains(self.me));
@@ -265,19 +280,19 @@ impl Leases {
         let (is_attempt, refused) = (claim.held_until.is_none(), claim.refused.clone());
         let may_grant = |voter: &&NodeId| !refused.contains(*voter) && self.is_answering(**voter, now);
         if is_attempt && voters.members.iter().filter(may_grant).count() < voters.majority() {
-            self.give_up(ask.lease, now);
+            self.give_up(ask.lease, false, now);
         }
     }
 
     /// Gives a claim back at once, so that nobody has to wait for the grants to run out.
-    fn give_up(&mut self, lease: LeaseId, now: Time) {
+    fn give_up(&mut self, lease: LeaseId, expired: bool, now: Time) {
         let Some(claim) = self.candidate.claims.remove(&lease) else { return };
         let used = claim.held_until.is_some();
         self.candidate.releases.push(Release { lease, epoch: claim.epoch, used });
         let rank = u32::try_from(rank(lease, self.me, &self.candidate.eligible)).unwrap_or(u32::MAX);
         self.candidate.pauses.insert(lease, now + RANK_DELAY * rank.saturating_add(1));
         if used {
-            self.act(Action::Lost { lease });
+            self.act(Action::Lost { lease, epoch: claim.epoch, expired });
         }
     }
 
@@ -286,7 +301,7 @@ impl Leases {
         for lease in LeaseId::all() {
             let Some(claim) = self.candidate.claims.get(&lease) else { continue };
             let (epoch, held) = (claim.epoch, claim.held_until.is_some());
-            self.give_up(lease, now);
+            self.give_up(lease, false, now);
             let others = self.candidate.eligible.iter().copied().filter(|&node| node != self.me);
             if let Some(heir) = favourite(lease, others).filter(|_| held) {
                 self.invitations.push((heir, LeaseMessage::Handover { lease, epoch }));
@@ -310,7 +325,7 @@ impl Leases {
         if !self.has_quorum(now) {
             return;
         }
-        self.give_up(lease, now);
+        self.give_up(lease, false, now);
         self.candidate.pauses.insert(lease, now + HANDOVER_PAUSE);
         self.candidate.handed_over.insert(lease, now);
         self.invitations.push((heir, LeaseMessage::Handover { lease, epoch }));

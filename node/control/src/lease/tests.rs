@@ -375,7 +375,7 @@ fn a_disk_that_fails_delays_promises_but_not_renewals() {
                 Action::Persist { token, .. } if is_full => leases.handle_event(Event::PersistFailed(token), Time(now)),
                 Action::Persist { token, .. } => leases.handle_event(Event::Persisted(token), Time(now)),
                 Action::Acquired { epoch, .. } => drop(epochs.insert(epoch)),
-                Action::Lost { lease } => panic!("lost {lease} at {now}"),
+                Action::Lost { lease, .. } => panic!("lost {lease} at {now}"),
                 Action::Send { .. } | Action::VotersChanged(_) | Action::CatchUp { .. } => {}
             }
         }
@@ -469,4 +469,43 @@ fn no_message_makes_a_node_panic() {
             while leases.poll_action().is_some() {}
         }
     }
+}
+
+#[test]
+fn a_holder_counts_the_renewals_that_no_majority_granted() {
+    let members: Vec<NodeId> = vec![id(1), id(2)];
+    let durable = Durable { voters: VoterSet { version: 1, ..VoterSet::first(id(1)) }, ready: 1, ..Durable::default() };
+    let durable = Durable { voters: VoterSet { members, ..durable.voters.clone() }, ..durable };
+    let mut nodes = [1, 2].map(|node| Leases::new(id(node), durable.clone(), false, Time(0)));
+    nodes[0].handle_event(Event::Candidates { eligible: vec![id(1)], settled: vec![] }, Time(0));
+    let mut lost = BTreeSet::new();
+    for now in (0..12_000).step_by(50) {
+        let is_cut_off = now >= 8_000;
+        for at in 0..2 {
+            nodes[at].handle_event(Event::Tick, Time(now));
+            while let Some(action) = nodes[at].poll_action() {
+                match action {
+                    Action::Persist { token, .. } => nodes[at].handle_event(Event::Persisted(token), Time(now)),
+                    Action::Send { message, .. } if !is_cut_off => {
+                        let from = id(at as u128 + 1);
+                        nodes[1 - at].handle_event(Event::Message { from, message }, Time(now));
+                    }
+                    Action::Lost { lease, epoch: 1, expired: true } => drop(lost.insert(lease)),
+                    Action::Lost { .. } => panic!("{action:?}"),
+                    Action::Send { .. }
+                    | Action::Acquired { .. }
+                    | Action::VotersChanged(_)
+                    | Action::CatchUp { .. } => {}
+                }
+            }
+        }
+        if now == 7_950 {
+            let renewals = nodes[0].take_renewals();
+            assert!(renewals.asked >= 17 * 5 && renewals.missed == 0, "{renewals:?}");
+        }
+    }
+    let renewals = nodes[0].take_renewals();
+    assert!((17..=34).contains(&renewals.missed), "{renewals:?}");
+    assert_eq!(lost.len(), 17);
+    assert_eq!(nodes[1].take_renewals(), Renewals::default());
 }

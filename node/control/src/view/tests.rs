@@ -276,3 +276,16 @@ fn a_peer_that_is_never_silent_is_pinged_all_the_same() {
     }
     assert!((3..=5).contains(&pings), "{pings} pings in ten seconds");
 }
+
+#[test]
+fn only_suspicions_that_prove_wrong_count_as_refuted() {
+    let mut view = view(1000);
+    assert_eq!(view.take_refuted(), 0, "nobody was suspected");
+    view.handle_event(Event::Disconnected { node: id(3) }, Time(1050));
+    assert_eq!(view.take_refuted(), 0);
+    view.handle_event(Event::Probe { node: id(3), request: 1, alive: true }, Time(1100));
+    assert_eq!((view.take_refuted(), view.take_refuted()), (1, 0));
+    view.handle_event(Event::Farewell { node: id(2), restarting: true }, Time(1200));
+    view.handle_event(Event::Connected { node: id(2) }, Time(5000));
+    assert_eq!(view.take_refuted(), 0, "it said that it would be back");
+}

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::ingress::metrics::IngressMetrics;
 use crate::ingress::{Ingress, IngressConfig, TunnelStream, Tunnels};
+use crate::logged::Logged;
 
 fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
@@ -314,6 +315,21 @@ async fn metrics_count_what_there_is() {
         "shoal_api_requests_total{method=\"GET\",status=\"200\"} 1",
     ] {
         assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_found_in_the_log_by_its_number() {
+    let logged = Logged::capture();
+    let server = Server::start(Fake::new());
+    server.get("/v1.41/services?filters=%7B%7D").await;
+    server.refused(Method::GET, "/nodes/nosuch", "").await;
+    let lines = logged.lines();
+    let answers: Vec<_> = lines.iter().filter(|line| line["fields"]["message"] == "request answered").collect();
+    for (answer, id, path, status) in [(answers[0], 1, "/v1.41/services", 200), (answers[1], 2, "/nodes/nosuch", 404)] {
+        let span = &answer["span"];
+        assert_eq!((&span["name"], &span["id"], &span["method"]), (&"request".into(), &id.into(), &"GET".into()));
+        assert_eq!((&span["path"], &answer["fields"]["status"]), (&path.into(), &status.into()), "{answer}");
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
+use super::super::metrics::{BackendCounts, Reached};
 use super::super::port::{Counted, Port};
 use super::super::tunnel::{self, TunnelError};
 use super::super::{Shared, TunnelStream};
@@ -82,11 +83,11 @@ impl Upstream {
         let (way, back) = match way {
             Way::Task(socket) => {
                 port.metrics.add(|port| &port.connected_local, 1);
-                (Outward::Task(socket.clone()), tokio::spawn(flow.hear_task(socket)))
+                (Outward::Task(socket.clone()), tokio::spawn(flow.hear_task(socket, counted.reached())))
             }
             Way::Tunnel => {
                 let (sender, queue) = mpsc::channel(QUEUE_MAX);
-                let backend = counted.backend.clone();
+                let backend = (counted.backend.clone(), counted.counts.clone());
                 (Outward::Tunnel(sender), tokio::spawn(flow.through_tunnel(backend, queue)))
             }
         };
@@ -141,7 +142,7 @@ impl Flow {
         Self { shared: shared.clone(), port: port.clone(), socket: Arc::downgrade(socket), key, id, task }
     }
 
-    async fn hear_task(self, socket: Arc<UdpSocket>) {
+    async fn hear_task(self, socket: Arc<UdpSocket>, _reached: Reached) {
         loop {
             match datagrams::receive(&socket).await {
                 Ok(datagram) => self.answer(&datagram),
@@ -150,7 +151,7 @@ impl Flow {
         }
     }
 
-    async fn through_tunnel(self, backend: Backend, queue: Receiver<Queued>) {
+    async fn through_tunnel(self, (backend, counts): (Backend, Arc<BackendCounts>), queue: Receiver<Queued>) {
         let open = async {
             let mut stream = self.shared.tunnels.open_datagrams(backend.node).await?;
             tunnel::request(&mut stream, self.task, backend.port).await?;
@@ -161,6 +162,7 @@ impl Flow {
             Ok(Err(error)) => Err(error),
             Ok(Ok(stream)) => {
                 self.port.metrics.add(|port| &port.connected_remote, 1);
+                let _reached = Reached::new(counts);
                 self.relay(stream, queue).await
             }
         };
@@ -209,10 +211,7 @@ impl Flow {
 pub(super) fn end(shared: &Shared, port: &Port, key: &FlowKey, (id, task): (FlowId, TaskId), error: &dyn fmt::Display) {
     let Some(upstream) = shared.flows().end(key, id) else { return };
     debug!(port = %port.published, %task, node = %upstream.counted.backend.node, %error, "backend failed a flow");
-    port.metrics.add(|port| &port.attempts_failed, 1);
-    if port.failed(task, (shared.config.clock)()) {
-        port.metrics.add(|port| &port.ejections, 1);
-    }
+    port.failed(task, &upstream.counted.counts, (shared.config.clock)());
 }
 
 /// Writes what is queued; ends with the flow.

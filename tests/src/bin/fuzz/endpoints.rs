@@ -58,16 +58,16 @@ pub enum Body {
     Bytes(Vec<u8>),
 }
 
-const SERVICES: &[&str] = &["a", "b", "web", "nosuch", "steady", "<service>"];
+const SERVICES: &[&str] = &["a", "b", "nosuch", "steady", "steady", "<service>"];
 const TASKS: &[&str] = &["<task>", "<task>", "<task>", "nosuch", "steady.1"];
-const NODES: &[&str] = &["self", "<node>", "nosuch", "a"];
-const OBJECTS: &[&str] = &["a", "b", "web", "nosuch"];
-const NETWORKS: &[&str] = &["a", "b", "web", "ingress", "nosuch"];
+const NODES: &[&str] = &["<node>", "<node>", "self", "nosuch"];
+const OBJECTS: &[&str] = &["a", "b", "steady", "steady", "nosuch"];
+const NETWORKS: &[&str] = &["a", "b", "<network>", "ingress", "nosuch"];
 const CONTAINERS: &[&str] = &["<container>", "<container>", "nosuch", "a", "/steady"];
 const IMAGES: &[&str] = &["fuzz:1", "fuzz", "nosuch:1", "<image>", "a/b/c@sha256:00", "sha256:0", "127.0.0.1:1/a/b:c"];
 const SHOWN_IMAGES: &[&str] =
     &["shoal/whoami:latest", "shoal/whoami", "fuzz:1", "nosuch:1", "<image>", "a/b/c@sha256:00"];
-const VOLUMES: &[&str] = &["vol", "nosuch", "a"];
+const VOLUMES: &[&str] = &["vol", "vol", "nosuch"];
 const NO_NAMES: &[&str] = &[];
 
 const fn node(method: &'static str, path: &'static str, draw: fn(&mut StdRng) -> Content) -> Endpoint {
@@ -132,15 +132,19 @@ pub const ENDPOINTS: [Endpoint; 65] = [
         Content { headers: credentials(random), ..body(NO_NAMES, service(name, random)) }
     }),
     node("GET", "/services/{id}", |_| query(SERVICES, vec![("insertDefaults", json!(true)), ("status", json!(true))])),
-    node("DELETE", "/services/{id}", |_| plain(&["a", "b", "web", "nosuch"])),
+    node("DELETE", "/services/{id}", |_| plain(&["a", "b", "web", "nosuch", "<service>"])),
     node("POST", "/services/{id}/update", |random| {
         let query = vec![
             ("version", version(random)),
-            ("rollback", json!(pick(random, &["", "previous", "x"]))),
+            ("rollback", json!(pick(random, &["", "", "", "previous", "x"]))),
             ("registryAuthFrom", json!(pick(random, &["spec", "previous-spec", "x"]))),
         ];
-        let name = pick(random, &["a", "b", "web"]);
-        Content { query, headers: credentials(random), ..body(&["a", "b", "web", "nosuch"], service(name, random)) }
+        let (names, name): (&[&str], _) = if random.random() {
+            (&["moving"], "moving")
+        } else {
+            (&["a", "b", "web", "nosuch"], pick(random, &["a", "b", "web"]))
+        };
+        Content { query, headers: credentials(random), ..body(names, service(name, random)) }
     }),
     node("GET", "/services/{id}/logs", |random| query(SERVICES, logs(random))),
     node("GET", "/secrets", |_| list(json!({"id": ["x"], "label": ["a"], "name": ["a"], "names": ["a"]}))),

@@ -48,8 +48,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Of so many looks one is followed by the removal of everything that was made.
 const LOOKS_A_SWEEP: usize = 5;
 
-/// A service that is always there, with tasks that have written something.
+/// A service that is always there, with tasks that have written something, and a secret and a config of this name.
 const STEADY: &str = "steady";
+
+/// A service that is there unless a request has just removed it, to be updated.
+const MOVING: &str = "moving";
 
 /// Connections on which half a head is sent, in runs that are longer than a daemon waits for the other half.
 const HALF_HEADS: usize = 10;
@@ -152,7 +155,7 @@ fn attack(lab: &Lab, args: &Args) -> Result<()> {
     let log = fs::read_to_string(node.log_path())?;
     let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
     ensure!(panics.is_empty(), "seed {}: {}", args.seed, panics.join("\n"));
-    let missed = tally.missed(args.driver);
+    let missed = tally.missed();
     ensure!(missed.is_empty(), "seed {}: never answered as an endpoint should: {}", args.seed, missed.join(", "));
     ensure!(peak < before + GROWTH_MAX, "seed {}: the daemon had {peak} bytes, {before} at first", args.seed);
     is_well(lab, &socket)
@@ -195,7 +198,25 @@ fn keep_steady(lab: &Lab, socket: &Path, look: usize) -> Result<()> {
     if !tasks.iter().any(|task| text(&task["Status"], "State") == "running") && look.is_multiple_of(LOOKS_A_SWEEP) {
         lab.load_image()?;
         client.run(&["service", "rm", STEADY])?;
-        client.run(&["service", "create", "--detach", "--name", STEADY, "--replicas", "2", IMAGE])?;
+        let volume = "type=volume,source=vol,target=/v";
+        client.run(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            STEADY,
+            "--replicas",
+            "2",
+            "--mount",
+            volume,
+            IMAGE,
+        ])?;
+    }
+    let moving = format!(r#"{{"Name": "{MOVING}", "TaskTemplate": {{"ContainerSpec": {{"Image": "{IMAGE}"}}}}}}"#);
+    http::unix(socket, "POST", "/services/create", &moving, WAIT)?;
+    for kind in ["secrets", "configs"] {
+        let body = format!(r#"{{"Name": "{STEADY}", "Data": "aGlkZGVu"}}"#);
+        http::unix(socket, "POST", &format!("/{kind}/create"), &body, WAIT)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -121,7 +121,7 @@ impl Engine {
     pub(super) async fn pass(&self, mut request: Request) -> Result<Response, ApiError> {
         let permit = self.room.clone().try_acquire_owned();
         let permit = permit.map_err(|_| ApiError::unavailable("too many requests to the Docker Engine; try again"))?;
-        let hangup = request.extensions().get::<ConnectInfo<Hangup>>().map(|ConnectInfo(hangup)| hangup.clone());
+        let hangup = request.extensions().get::<Hangup>().cloned();
         let client = is_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let request = outgoing(request)?;
         let (mut sender, connection) = self.connect().await?;

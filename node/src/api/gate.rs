@@ -1,14 +1,19 @@
 //! What every request passes: its version, the choice of who answers, its share of the node's attention, its time limit, its
 //! place in the metrics.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderValue, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use super::engine::Engine;
@@ -17,7 +22,7 @@ use super::images::LoadQuery;
 use super::render::{API_VERSION, API_VERSION_MIN};
 use super::{Api, ApiError, FromPeer};
 
-/// How long an answer may take to begin.
+/// How long an answer may take to begin, the request's body included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for images, which have to arrive first.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -113,9 +118,57 @@ async fn run(api: &Api, request: Request, next: Next) -> Result<Response, ApiErr
         return Err(ApiError::locked());
     }
     let limit = if request.uri().path() == "/images/load" { LOAD_TIMEOUT } else { ANSWER_TIMEOUT };
-    tokio::time::timeout(limit, next.run(request))
-        .await
-        .map_err(|_| ApiError::unavailable(format!("no answer within {} s", limit.as_secs())))
+    within(limit, request, |request| next.run(request)).await
+}
+
+/// Answers a request, if that begins in time.
+async fn within<F>(limit: Duration, request: Request, answer: impl FnOnce(Request) -> F) -> Result<Response, ApiError>
+where
+    F: Future<Output = Response>,
+{
+    let is_awaited = Arc::new(AtomicBool::new(false));
+    let request = request.map(|body| Body::new(Arriving { body, is_awaited: is_awaited.clone() }));
+    let answered = tokio::time::timeout(limit, answer(request)).await;
+    answered.map_err(|_| late(limit, is_awaited.load(Ordering::Relaxed)))
+}
+
+/// Says who was too slow: the client, whose body is still waited for, or this node.
+fn late(limit: Duration, body_is_awaited: bool) -> ApiError {
+    let seconds = limit.as_secs();
+    if body_is_awaited {
+        let text = format!("the request's body did not arrive within {seconds} s");
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, text)
+    } else {
+        ApiError::unavailable(format!("no answer within {seconds} s"))
+    }
+}
+
+/// A request's body of which can be told whether somebody waits for more of it.
+struct Arriving {
+    body: Body,
+    is_awaited: Arc<AtomicBool>,
+}
+
+impl hyper::body::Body for Arriving {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.is_awaited.store(polled.is_pending(), Ordering::Relaxed);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Returns whether a node whose keys are locked answers: what it is, and how to change that.
@@ -165,6 +218,26 @@ mod tests {
         {
             assert_eq!(announced(engine), want, "{engine:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_is_too_slow_is_told_apart() {
+        let limit = Duration::from_millis(20);
+        let silent = || Body::from_stream(futures::stream::pending::<std::io::Result<Bytes>>());
+        let read = |request: Request| async {
+            let _ = axum::body::to_bytes(request.into_body(), 100).await;
+            std::future::pending().await
+        };
+        let refused = |body: Body| async { within(limit, Request::new(body), read).await.unwrap_err() };
+        let (slow_client, slow_node) = (refused(silent()).await, refused(Body::from("whole")).await);
+        assert_eq!(slow_client.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(slow_client.message, "the request's body did not arrive within 0 s");
+        assert_eq!(slow_node.status, StatusCode::SERVICE_UNAVAILABLE);
+        // A body that nobody reads keeps nobody waiting.
+        let unread = within(limit, Request::new(silent()), |_| std::future::pending()).await.unwrap_err();
+        assert_eq!(unread.status, StatusCode::SERVICE_UNAVAILABLE);
+        let at_once = |_| std::future::ready(StatusCode::OK.into_response());
+        assert_eq!(within(limit, Request::new(silent()), at_once).await.unwrap().status(), StatusCode::OK);
     }
 
     #[test]

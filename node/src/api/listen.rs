@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::serve::Listener;
 use shoal_protocol::endpoint::{Endpoint, TcpEndpoint};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
@@ -19,6 +18,7 @@ use tokio::sync::Semaphore;
 
 mod browser;
 mod connection;
+mod serve;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -26,6 +26,8 @@ mod tls;
 
 use connection::Connection;
 pub use connection::Hangup;
+use serve::Client;
+pub use serve::http;
 pub use tcp::TcpSocket;
 pub use tls::{Tls, TlsError, TlsFiles};
 
@@ -104,10 +106,7 @@ impl Listening {
     }
 
     /// Serves the API until `shutdown` resolves and the requests under way are answered.
-    pub async fn serve<F>(self, router: Router, shutdown: F) -> io::Result<()>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) {
         match self {
             Self::Unix(socket) => socket.serve(router, shutdown).await,
             Self::Tcp(socket) => socket.serve(router, shutdown).await,
@@ -165,12 +164,8 @@ impl Socket {
     }
 
     /// Serves the API until `shutdown` resolves and the requests under way are answered.
-    pub async fn serve<F>(self, router: Router, shutdown: F) -> io::Result<()>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let service = router.into_make_service_with_connect_info::<Hangup>();
-        axum::serve(self, service).with_graceful_shutdown(shutdown).await
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) {
+        serve::serve(self, router, shutdown).await;
     }
 
     /// Returns where it listens.
@@ -203,8 +198,8 @@ impl Listener for Socket {
     }
 }
 
-impl Connected<IncomingStream<'_, Socket>> for Hangup {
-    fn connect_info(stream: IncomingStream<'_, Socket>) -> Self {
-        stream.io().hangup()
+impl Client for Connection<UnixStream> {
+    fn hangup(&self) -> Hangup {
+        self.hangup()
     }
 }

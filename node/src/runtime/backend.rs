@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use super::command::{Command, Loop, LoopEnded, MembershipError};
 use super::shells::Shells;
+use crate::api::listen;
 use crate::api::read::Source;
 use crate::api::snapshot::NodeState;
 use crate::api::status::{LeaseFacts, NodeFacts, StatusFacts};
@@ -312,7 +313,7 @@ pub(super) async fn serve_peer(
         }
     });
     let service = TowerToHyperService::new(router.layer(guard));
-    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+    listen::http().serve_connection(TokioIo::new(stream), service).await
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use crate::store::Store;
 
 mod credentials;
 mod objects;
+#[cfg(test)]
+mod tests;
 
 pub use objects::{DATA_BYTES_TOTAL_MAX, OBJECTS_MAX};
 
@@ -89,7 +91,12 @@ pub fn decide(
             Some(_) if !force && !is_down(*id) => {
                 Err(WriteError::Precondition(format!("node {id} is not down and can't be removed")))
             }
-            Some(_) => Ok(Decision::one(Key::Node(*id), None, 0)),
+            Some(_) => {
+                if store.node_spec(*id).is_some_and(|spec| spec.role == Role::Manager) {
+                    check_managers_without(*id, "remove", store, is_down)?;
+                }
+                Ok(Decision::one(Key::Node(*id), None, 0))
+            }
             None if store.is_banned(*id) => Ok(Decision::done(Key::Node(*id), 0)),
             None => Err(not_found("node", *id)),
         },
@@ -304,23 +311,33 @@ fn update_node(
         serde_json::from_str(json).map_err(|error| WriteError::Invalid(format!("invalid node spec: {error}")))?;
     let is_demoted =
         store.node_spec(id).is_some_and(|before| (before.role, spec.role) == (Role::Manager, Role::Worker));
-    let is_other_manager = |(other, _, spec): (NodeId, _, &NodeSpec)| other != id && spec.role == Role::Manager;
-    if is_demoted && !store.nodes().any(is_other_manager) {
-        return Err(WriteError::Precondition("attempting to demote the last manager of the swarm".to_owned()));
-    }
-    if is_demoted && !store.nodes().any(|node| is_other_manager(node) && !is_down(node.0)) {
-        let text =
-            format!("node {id} is the last manager that is not down: promote another node, or bring a manager back");
-        return Err(WriteError::Precondition(text));
-    }
-    if is_demoted && !store.nodes().any(|node| is_other_manager(node) && !is_down(node.0) && has_key(node.0, store)) {
-        let text = format!("node {id} is the only manager with the keys of the cluster: try again in a moment");
-        return Err(WriteError::Precondition(text));
+    if is_demoted {
+        check_managers_without(id, "demote", store, is_down)?;
     }
     let index = current.index + 1;
     let node = NodeObject { index, created: current.created, updated: now, spec: json.to_owned() };
     let decision = Decision::one(Key::Node(id), Some(Value::Node(node)), index);
     Ok(if spec.role == Role::Manager { decision.giving_key_to(id, store, now) } else { decision })
+}
+
+/// Refuses to do without a manager unless another one is there that has the keys.
+fn check_managers_without(
+    id: NodeId,
+    what: &str,
+    store: &Store,
+    is_down: impl Fn(NodeId) -> bool,
+) -> Result<(), WriteError> {
+    let others = || store.nodes().filter(|(other, _, spec)| *other != id && spec.role == Role::Manager);
+    let text = if others().next().is_none() {
+        format!("attempting to {what} the last manager of the swarm")
+    } else if !others().any(|(other, ..)| !is_down(other)) {
+        format!("node {id} is the last manager that is not down: promote another node, or bring a manager back")
+    } else if !others().any(|(other, ..)| !is_down(other) && has_key(other, store)) {
+        format!("node {id} is the only manager with the keys of the cluster: try again in a moment")
+    } else {
+        return Ok(());
+    };
+    Err(WriteError::Precondition(text))
 }
 
 fn has_key(node: NodeId, store: &Store) -> bool {

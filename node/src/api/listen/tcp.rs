@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::serve::Listener;
 use rustix::net::sockopt;
 use shoal_protocol::endpoint::TcpEndpoint;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -20,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use super::connection::{Connection, Hangup};
+use super::serve::{self, Client};
 use super::tls::{Tls, may_serve};
 use super::{CONNECTIONS_MAX, ListenError, browser};
 
@@ -70,14 +70,10 @@ impl TcpSocket {
     }
 
     /// Serves the API until `shutdown` resolves and the requests under way are answered.
-    pub(super) async fn serve<F>(self, router: Router, shutdown: F) -> io::Result<()>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
+    pub(super) async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) {
         // A web page that somebody looks at on this machine can reach a port of it, but shows no certificate.
         let router = if self.tls.is_none() { router.layer(axum::middleware::from_fn(browser::refuse)) } else { router };
-        let service = router.into_make_service_with_connect_info::<Hangup>();
-        axum::serve(self, service).with_graceful_shutdown(shutdown).await
+        serve::serve(self, router, shutdown).await;
     }
 
     /// Begins a handshake, unless its caller has too many under way.
@@ -192,9 +188,9 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Connected<IncomingStream<'_, TcpSocket>> for Hangup {
-    fn connect_info(stream: IncomingStream<'_, TcpSocket>) -> Self {
-        match stream.io() {
+impl Client for TcpConnection {
+    fn hangup(&self) -> Hangup {
+        match self {
             Either::Left(connection) => connection.hangup(),
             Either::Right(tls) => tls.get_ref().0.hangup(),
         }

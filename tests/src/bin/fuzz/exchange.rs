@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 
 use super::request::{Pace, Request};
@@ -18,6 +19,12 @@ const BODY_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes of an answer that are looked at; streams are longer.
 const LOOKED_AT_MAX: usize = 64 << 10;
+
+/// How long an answer is listened to that may have no end.
+const LISTEN: Duration = Duration::from_millis(100);
+
+/// How long a client that says no more waits before it says so.
+const BEFORE_END: Duration = Duration::from_millis(100);
 
 /// How long a slow client goes on.
 const SLOW_FOR: Duration = Duration::from_millis(1500);
@@ -64,27 +71,79 @@ pub fn send(socket: &Path, request: &Request, cut_at: u64) -> Result<Outcome> {
             return Ok(Outcome::GaveUp);
         }
     }
-    // Half a request is never answered; it has to end with the connection.
+    if request.answers > 1 {
+        return several(&mut stream, request.answers);
+    }
+    let mut bytes = Vec::new();
     if !request.is_whole {
-        let _ = stream.shutdown(std::net::Shutdown::Write);
+        // Half a request is never answered; it has to end with the connection.
+        if !is_readable(&stream, BEFORE_END)? {
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
     }
     // The answer to HEAD has a body's head and no body.
-    answer(&mut stream, !request.bytes.starts_with(b"HEAD "))
+    let outcome = answer(&mut stream, &mut bytes, !request.bytes.starts_with(b"HEAD "))?;
+    if matches!(outcome, Outcome::Status(status) if status < 500) && cut_at.is_multiple_of(4) {
+        let begun = Instant::now();
+        while bytes.len() < LOOKED_AT_MAX && begun.elapsed() < LISTEN && is_readable(&stream, LISTEN)? {
+            if !read_more(&mut stream, &mut bytes, LISTEN)? {
+                break;
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// Waits for as many answers as requests were sent.
+fn several(stream: &mut UnixStream, wanted: usize) -> Result<Outcome> {
+    const STATUS: &[u8] = b"HTTP/1.1 ";
+    let (begun, mut bytes) = (Instant::now(), Vec::new());
+    let count = |bytes: &[u8]| bytes.windows(STATUS.len()).filter(|window| *window == STATUS).count();
+    while count(&bytes) < wanted {
+        let left = ANSWER_WAIT.saturating_sub(begun.elapsed());
+        if left.is_zero() || !read_more(stream, &mut bytes, left)? {
+            bail!("{} of {wanted} answers came", count(&bytes));
+        }
+    }
+    Ok(Outcome::Status(200))
+}
+
+/// Waits until there is something to read, or the other end has closed; false after `limit`.
+fn is_readable(stream: &UnixStream, limit: Duration) -> Result<bool> {
+    let mut found = [PollFd::new(stream, PollFlags::IN)];
+    let limit = Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+    Ok(rustix::event::poll(&mut found, Some(&limit))? > 0)
+}
+
+/// Sends half a head and waits for the daemon to give the connection up; `limit` at most.
+pub fn half_a_head(socket: &Path, limit: Duration) -> Result<Duration> {
+    let (mut stream, begun) = (UnixStream::connect(socket)?, Instant::now());
+    stream.write_all(b"GET /info HTTP/1.1\r\nHost:")?;
+    stream.set_read_timeout(Some(limit))?;
+    let ended = stream.read(&mut [0]);
+    ensure!(matches!(ended, Ok(0)), "half a head was held for {} s: {ended:?}", begun.elapsed().as_secs());
+    Ok(begun.elapsed())
 }
 
 fn is_closed(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
-fn answer(stream: &mut UnixStream, has_body: bool) -> Result<Outcome> {
-    let (begun, mut bytes) = (Instant::now(), Vec::new());
+fn answer(stream: &mut UnixStream, bytes: &mut Vec<u8>, has_body: bool) -> Result<Outcome> {
+    let begun = Instant::now();
     let head_end = loop {
-        if let Some(end) = find(&bytes, b"\r\n\r\n") {
-            break end;
+        if let Some(end) = find(bytes, b"\r\n\r\n") {
+            if !bytes.starts_with(b"HTTP/1.1 100 ") {
+                break end;
+            }
+            // Whoever is told to go on has said everything that he will.
+            bytes.drain(..end + 4);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            continue;
         }
         let left = ANSWER_WAIT.saturating_sub(begun.elapsed());
         ensure!(!left.is_zero(), "no answer within {} s", ANSWER_WAIT.as_secs());
-        if !read_more(stream, &mut bytes, left)? {
+        if !read_more(stream, bytes, left)? {
             ensure!(bytes.is_empty(), "the answer was cut in its head");
             return Ok(Outcome::Closed);
         }
@@ -97,8 +156,8 @@ fn answer(stream: &mut UnixStream, has_body: bool) -> Result<Outcome> {
         let begun = Instant::now();
         while bytes.len() < LOOKED_AT_MAX && !says_why(&bytes[head_end..]) {
             let left = BODY_WAIT.saturating_sub(begun.elapsed());
-            if left.is_zero() || !read_more(stream, &mut bytes, left)? {
-                bail!("status {status} without a message: {}", String::from_utf8_lossy(&bytes));
+            if left.is_zero() || !read_more(stream, bytes, left)? {
+                bail!("status {status} without a message: {}", String::from_utf8_lossy(bytes));
             }
         }
     }

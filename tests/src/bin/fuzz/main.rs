@@ -1,10 +1,10 @@
 //! Requests of all kinds, well-formed and not, against the API of a real node: `fuzz --seed N --for 10m`.
 //!
 //! The daemon must not panic, hang or grow: each request is answered, refused or cut off within a deadline, each status of 500
-//! and above says why, and afterwards the node runs a service as before. Requests follow from the seed; what they meet, and so
-//! their outcome, depends on the others that are under way.
+//! and above says why, and afterwards the node runs a service as before. Requests follow from the seed and from what there is on
+//! the node; what they meet, and so their outcome, depends on the others that are under way. At the end each endpoint of the
+//! daemon must have answered something else than that it does not exist.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,11 +22,19 @@ use shoal_tests::lab::{Driver, Guard, IMAGE, Lab, LabConfig};
 use shoal_tests::shoal::text;
 use shoal_tests::wait::{parse_duration, wait_until};
 
+mod archive;
+mod endpoints;
 mod exchange;
+mod known;
 mod mutate;
+mod report;
 mod request;
+mod service;
+mod wire;
 
 use exchange::Outcome;
+use known::{Known, Shared};
+use report::Tally;
 
 /// Clients at once.
 const CLIENTS: u64 = 6;
@@ -34,8 +42,21 @@ const CLIENTS: u64 = 6;
 /// How long a request may take that is in order.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Between two times at which everything that was made is removed again.
-const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks at what there is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Of so many looks one is followed by the removal of everything that was made.
+const LOOKS_A_SWEEP: usize = 5;
+
+/// A service that is always there, with tasks that have written something, and a secret and a config of this name.
+const STEADY: &str = "steady";
+
+/// A service that is there unless a request has just removed it, to be updated.
+const MOVING: &str = "moving";
+
+/// Connections on which half a head is sent, in runs that are longer than a daemon waits for the other half.
+const HALF_HEADS: usize = 10;
+const HALF_HEAD_WAIT: Duration = Duration::from_secs(150);
 
 /// Bytes by which the daemon's memory may grow.
 const GROWTH_MAX: u64 = 256 << 20;
@@ -53,6 +74,9 @@ struct Args {
     /// For how long, such as 30s or 10m
     #[arg(long = "for", value_parser = parse_duration, default_value = "30s", value_name = "DURATION")]
     duration: Duration,
+    /// What runs the containers
+    #[arg(long, value_enum, default_value_t = Driver::Embedded)]
+    driver: Driver,
     /// Where the node is kept
     #[arg(long, default_value_os_t = std::env::temp_dir().join("shoal-fuzz"))]
     dir: PathBuf,
@@ -75,7 +99,7 @@ fn run(args: &Args) -> Result<()> {
     if args.down {
         return if args.dir.join("lab.json").exists() { Lab::open(&args.dir)?.down() } else { Ok(()) };
     }
-    let lab = Guard(Lab::create(LabConfig::new(&args.dir, 1, Driver::Embedded)?)?);
+    let lab = Guard(Lab::create(LabConfig::new(&args.dir, 1, args.driver)?)?);
     lab.form()?;
     lab.load_image()?;
     let result = attack(&lab, args);
@@ -85,63 +109,72 @@ fn run(args: &Args) -> Result<()> {
     result
 }
 
-/// What came of all requests.
-#[derive(Debug, Default)]
-struct Tally {
-    /// How many, by kind and outcome.
-    outcomes: BTreeMap<(&'static str, String), u64>,
-    slowest: Duration,
-    faults: Vec<String>,
-}
-
 fn attack(lab: &Lab, args: &Args) -> Result<()> {
     let node = lab.node(1);
     let (socket, daemon) = (node.socket(), node.daemon().context("no daemon")?);
     let before = memory(daemon, "VmRSS")?;
-    let (tally, begun) = (Mutex::new(Tally::default()), Instant::now());
+    let (tally, shared, begun) = (Mutex::new(Tally::default()), Shared::default(), Instant::now());
+    let goes_on = || begun.elapsed() < args.duration && tally.lock().is_ok_and(|tally| tally.faults.is_empty());
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (socket, tally) = (&socket, &tally);
+            let (socket, tally, shared, goes_on) = (&socket, &tally, &shared, &goes_on);
             scope.spawn(move || {
                 let mut random = StdRng::seed_from_u64(args.seed.wrapping_mul(CLIENTS).wrapping_add(client));
-                while begun.elapsed() < args.duration && !is_over(tally) {
-                    one(socket, &mut random, tally);
+                while goes_on() {
+                    one(socket, &mut random, &shared.get(), tally);
                 }
             });
         }
         scope.spawn(|| {
-            while begun.elapsed() < args.duration && !is_over(&tally) {
-                std::thread::sleep(SWEEP_EVERY);
-                // What cannot be removed now is removed later.
-                let _ = sweep(&socket);
+            for look in 0.. {
+                if !goes_on() {
+                    break;
+                }
+                // What fails now is done later.
+                let _ = keep_steady(lab, &socket, look);
+                shared.set(Known::ask(&socket));
+                std::thread::sleep(LOOK_EVERY);
             }
         });
+        if args.duration > HALF_HEAD_WAIT {
+            for _ in 0..HALF_HEADS {
+                scope.spawn(|| match exchange::half_a_head(&socket, HALF_HEAD_WAIT) {
+                    Ok(took) => tally.lock().map(|mut tally| tally.half_heads.push(took)).unwrap_or_default(),
+                    Err(error) => {
+                        tally.lock().map(|mut tally| tally.faults.push(format!("{error:#}"))).unwrap_or_default()
+                    }
+                });
+            }
+        }
     });
     let tally = tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let peak = memory(daemon, "VmHWM")?;
-    report(&tally, begun.elapsed(), before, peak);
+    tally.report(begun.elapsed(), before, peak);
     ensure!(tally.faults.is_empty(), "seed {}: {}", args.seed, tally.faults.join("\n"));
     ensure!(node.daemon() == Some(daemon), "seed {}: the daemon ended", args.seed);
     let log = fs::read_to_string(node.log_path())?;
     let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
     ensure!(panics.is_empty(), "seed {}: {}", args.seed, panics.join("\n"));
+    let missed = tally.missed();
+    ensure!(missed.is_empty(), "seed {}: never answered as an endpoint should: {}", args.seed, missed.join(", "));
     ensure!(peak < before + GROWTH_MAX, "seed {}: the daemon had {peak} bytes, {before} at first", args.seed);
     is_well(lab, &socket)
 }
 
-fn is_over(tally: &Mutex<Tally>) -> bool {
-    tally.lock().map_or(true, |tally| !tally.faults.is_empty())
-}
-
 /// Sends one request and counts what came of it.
-fn one(socket: &Path, random: &mut StdRng, tally: &Mutex<Tally>) {
-    let request = request::any(random);
+fn one(socket: &Path, random: &mut StdRng, known: &Known, tally: &Mutex<Tally>) {
+    let request = request::any(random, known);
     let begun = Instant::now();
     let outcome = exchange::send(socket, &request, random.random());
     let Ok(mut tally) = tally.lock() else { return };
     tally.slowest = tally.slowest.max(begun.elapsed());
     let told = match outcome {
-        Ok(Outcome::Status(status)) => format!("{}xx", status / 100),
+        Ok(Outcome::Status(status)) => {
+            if let Some(endpoint) = request.endpoint {
+                *tally.endpoints.entry(endpoint).or_default().entry(status).or_default() += 1;
+            }
+            format!("{}xx", status / 100)
+        }
         Ok(Outcome::Closed) => "closed".to_owned(),
         Ok(Outcome::GaveUp) => "given up by the client".to_owned(),
         Err(error) => {
@@ -152,21 +185,51 @@ fn one(socket: &Path, random: &mut StdRng, tally: &Mutex<Tally>) {
     *tally.outcomes.entry((request.kind, told)).or_default() += 1;
 }
 
-fn report(tally: &Tally, took: Duration, before: u64, peak: u64) {
-    let all: u64 = tally.outcomes.values().sum();
-    println!("{all} requests in {:.0} s, slowest {} ms", took.as_secs_f64(), tally.slowest.as_millis());
-    println!("memory: {} kB at first, {} kB at most", before >> 10, peak >> 10);
-    for ((kind, outcome), count) in &tally.outcomes {
-        println!("  {kind:<12} {outcome:<24} {count}");
+/// Sees to it that there is something to ask about, and now and then that there is nothing else.
+fn keep_steady(lab: &Lab, socket: &Path, look: usize) -> Result<()> {
+    if look.is_multiple_of(LOOKS_A_SWEEP) {
+        sweep(socket, Some(STEADY))?;
     }
+    let client = lab.node(1).shoal();
+    // Requests drain the node, and take the image or the service away.
+    client.run(&["node", "update", "--availability", "active", "self"])?;
+    let tasks = http::unix(socket, "GET", "/tasks?filters=%7B%22service%22%3A%5B%22steady%22%5D%7D", "", WAIT)?;
+    let tasks: Vec<Value> = serde_json::from_slice(&tasks.body).unwrap_or_default();
+    if !tasks.iter().any(|task| text(&task["Status"], "State") == "running") && look.is_multiple_of(LOOKS_A_SWEEP) {
+        lab.load_image()?;
+        client.run(&["service", "rm", STEADY])?;
+        let volume = "type=volume,source=vol,target=/v";
+        client.run(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            STEADY,
+            "--replicas",
+            "2",
+            "--mount",
+            volume,
+            IMAGE,
+        ])?;
+    }
+    let moving = format!(r#"{{"Name": "{MOVING}", "TaskTemplate": {{"ContainerSpec": {{"Image": "{IMAGE}"}}}}}}"#);
+    http::unix(socket, "POST", "/services/create", &moving, WAIT)?;
+    for kind in ["secrets", "configs"] {
+        let body = format!(r#"{{"Name": "{STEADY}", "Data": "aGlkZGVu"}}"#);
+        http::unix(socket, "POST", &format!("/{kind}/create"), &body, WAIT)?;
+    }
+    Ok(())
 }
 
 /// Removes everything that requests may have made.
-fn sweep(socket: &Path) -> Result<()> {
+fn sweep(socket: &Path, kept: Option<&str>) -> Result<()> {
     for (list, id) in [("services", "ID"), ("secrets", "ID"), ("configs", "ID"), ("networks", "Id")] {
         let answer = http::unix(socket, "GET", &format!("/{list}"), "", WAIT)?;
         let objects: Vec<Value> = serde_json::from_slice(&answer.body).unwrap_or_default();
         for object in objects {
+            if kept.is_some() && object["Spec"]["Name"].as_str() == kept {
+                continue;
+            }
             http::unix(socket, "DELETE", &format!("/{list}/{}", text(&object, id)), "", WAIT)?;
         }
     }
@@ -176,10 +239,12 @@ fn sweep(socket: &Path) -> Result<()> {
 /// Shows that the node still does what it is there for.
 fn is_well(lab: &Lab, socket: &Path) -> Result<()> {
     wait_until("everything is removed", WAIT, || {
-        sweep(socket)?;
+        sweep(socket, None)?;
         let services = http::unix(socket, "GET", "/services", "", WAIT)?;
         Ok(services.body == b"[]")
     })?;
+    // Requests may have taken the image away, or put another in its place.
+    lab.load_image()?;
     let node = lab.node(1).shoal();
     node.ok(&["node", "update", "--availability", "active", "self"])?;
     node.ok(&["service", "create", "--name", "well", "--replicas", "2", "-p", &format!("{PORT}:80"), IMAGE])?;

@@ -3,11 +3,13 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use serde_json::{Value, json};
+use serde_json::Value;
 use shoal_tests::http::encoded;
-use shoal_tests::lab::IMAGE;
 
+use super::endpoints::{Body, ENDPOINTS, Endpoint};
+use super::known::Known;
 use super::mutate::{document, word};
+use super::wire;
 
 /// Characters of a request that are shown.
 const SHOWN_MAX: usize = 2000;
@@ -34,6 +36,10 @@ pub struct Request {
     pub pace: Pace,
     /// Whether the daemon can know where it ends.
     pub is_whole: bool,
+    /// Which of [`ENDPOINTS`] will see it, if it is certain that one does.
+    pub endpoint: Option<usize>,
+    /// How many answers have to come, if more than one.
+    pub answers: usize,
 }
 
 impl Request {
@@ -45,113 +51,109 @@ impl Request {
 }
 
 /// Draws a request.
-pub fn any(random: &mut StdRng) -> Request {
+pub fn any(random: &mut StdRng, known: &Known) -> Request {
     match random.random_range(0..100) {
-        0..55 => shaped(random),
-        55..75 => wandering(random),
-        75..85 => malformed(random),
-        85..90 => large(random),
-        90..95 => Request { kind: "cut", pace: Pace::Cut, ..shaped(random) },
+        0..60 => shaped(random, known),
+        60..70 => wandering(random),
+        70..84 => wire::any(random),
+        84..86 => wire::pipelined(random),
+        86..90 => large(random),
+        90..95 => Request { kind: "cut", pace: Pace::Cut, endpoint: None, ..shaped(random, known) },
         _ => Request { kind: "slow", pace: Pace::Slow, ..wandering(random) },
     }
 }
 
 /// What the API is made for, with something changed.
-fn shaped(random: &mut StdRng) -> Request {
-    let (method, path, body) = shape(random);
-    let body = body.map(|body| document(&body, random)).unwrap_or_default();
-    let path = format!("{}{path}", version(random));
-    write("shaped", method, &path, &body)
-}
-
-fn shape(random: &mut StdRng) -> (&'static str, String, Option<Value>) {
-    let name =
-        |random: &mut StdRng| ["a", "b", "web", "nosuch", "ingress", "self"].choose(random).copied().unwrap_or("a");
-    let (one, other) = (name(random), name(random));
-    let count = random.random_range(0..4_u32);
-    match random.random_range(0..17) {
-        0..4 => ("POST", "/services/create".into(), Some(service(one))),
-        4..6 => ("POST", format!("/services/{one}/update?version={count}{}", query(random)), Some(service(other))),
-        6 => ("POST", "/secrets/create".into(), Some(json!({"Name": one, "Labels": {"a": "b"}, "Data": "aGlkZGVu"}))),
-        7 => ("POST", "/configs/create".into(), Some(json!({"Name": one, "Labels": {"a": "b"}, "Data": "Y29uZg=="}))),
-        8 => (
-            "POST",
-            format!("/{}/{one}/update?version={count}", if random.random() { "secrets" } else { "configs" }),
-            Some(json!({"Name": one, "Labels": {"c": "d"}, "Data": "aGlkZGVu"})),
-        ),
-        9 => (
-            "POST",
-            "/networks/create".into(),
-            Some(json!({"Name": one, "Driver": "overlay", "Attachable": true, "Internal": false, "Labels": {"a": "b"},
-                "IPAM": {"Driver": "default", "Config": [{"Subnet": "10.50.0.0/24", "Gateway": "10.50.0.1"}]}, "Options": {}})),
-        ),
-        10 => (
-            "POST",
-            format!("/nodes/{one}/update?version={count}"),
-            Some(json!({"Role": "manager", "Availability": "active", "Labels": {"zone": "a"}})),
-        ),
-        11 => (
-            "POST",
-            format!("/swarm/update?version={count}{}", query(random)),
-            Some(
-                json!({"Name": "default", "Labels": {}, "Orchestration": {"TaskHistoryRetentionLimit": 5}, "Raft": {},
-                "Dispatcher": {"HeartbeatPeriod": 5_000_000_000u64}, "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000u64},
-                "EncryptionConfig": {"AutoLockManagers": false}}),
-            ),
-        ),
-        12 => (
-            "POST",
-            ["/swarm/init", "/swarm/join", "/swarm/unlock"][random.random_range(0..3)].into(),
-            Some(json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.78.0.1", "RemoteAddrs": ["10.78.0.9:2377"],
-                "JoinToken": "SWMTKN-1-a-b", "Availability": "active", "Spec": {}, "UnlockKey": "SWMKEY-1-a"})),
-        ),
-        13 => (
-            "DELETE",
-            format!("/{}/{one}", ["services", "secrets", "configs", "networks", "nodes"][count as usize]),
-            None,
-        ),
-        _ => {
-            let lists = [
-                "services",
-                "tasks",
-                "nodes",
-                "secrets",
-                "configs",
-                "networks",
-                "containers/json",
-                "images/json",
-                "volumes",
-            ];
-            let list = lists.choose(random).copied().unwrap_or("tasks");
-            let filters =
-                document(&json!({"name": {"web": true}, "label": ["a=b"], "id": ["x"], "role": ["manager"]}), random);
-            ("GET", format!("/{list}?filters={}{}", encoded(&filters), query(random)), None)
-        }
+fn shaped(random: &mut StdRng, known: &Known) -> Request {
+    // Services have the most that can be wrong.
+    let chosen = if random.random_ratio(1, 4) {
+        let makes = |endpoint: &Endpoint| endpoint.method == "POST" && endpoint.path.starts_with("/services/");
+        let making: Vec<usize> = (0..ENDPOINTS.len()).filter(|place| makes(&ENDPOINTS[*place])).collect();
+        making.choose(random).copied().unwrap_or_default()
+    } else {
+        random.random_range(0..ENDPOINTS.len())
+    };
+    let endpoint = &ENDPOINTS[chosen];
+    let content = (endpoint.draw)(random);
+    let choice = random.random_range(0..1000);
+    let (version, is_spoken) = version(random);
+    let path = path(endpoint, content.names, random);
+    let query = query_of(endpoint, &content.query, random);
+    let target = known.fill(&format!("{version}{path}{query}"), &path, choice);
+    let mut head = format!("{} {target} HTTP/1.1\r\nHost: x\r\n", endpoint.method);
+    let is_upgrade = content.headers.iter().any(|(name, _)| *name == "Upgrade");
+    for (name, value) in &content.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
     }
+    if !is_upgrade {
+        head.push_str("Connection: close\r\n");
+    }
+    let body = match content.body {
+        Body::Nothing => Vec::new(),
+        Body::Json(value) => {
+            head.push_str("Content-Type: application/json\r\n");
+            known.fill(&document(&value, random), &path, choice).into_bytes()
+        }
+        Body::Bytes(bytes) => bytes,
+    };
+    let bytes = [head.into_bytes(), framed(&body, random)].concat();
+    let endpoint = (is_spoken && !path.contains("..")).then_some(chosen);
+    Request { kind: "shaped", bytes, pace: Pace::Quick, is_whole: true, endpoint, answers: 0 }
 }
 
-/// A service with as much as fits into one. Its image is there half of the time.
-fn service(name: &str) -> Value {
-    json!({"Name": name, "Labels": {"l": "1"}, "Mode": {"Replicated": {"Replicas": 1}},
-        "TaskTemplate": {
-            "ContainerSpec": {"Image": if name < "c" { IMAGE } else { "nosuch:1" }, "Args": ["x"], "Env": ["A=1"],
-                "Hostname": "h", "Dir": "/tmp", "User": "0", "Labels": {"c": "1"}, "Init": false, "ReadOnly": true,
-                "Mounts": [{"Type": "tmpfs", "Target": "/t"}, {"Type": "volume", "Source": "v", "Target": "/v"}],
-                "StopGracePeriod": 100_000_000, "StopSignal": "SIGTERM",
-                "Healthcheck": {"Test": ["CMD", "/whoami", "check"], "Interval": 1_000_000_000u64, "Retries": 3},
-                "Secrets": [], "Configs": [], "Hosts": ["10.0.0.1 h"], "DNSConfig": {"Nameservers": ["10.0.0.1"]},
-                "CapabilityAdd": ["CAP_NET_ADMIN"], "Ulimits": [{"Name": "nofile", "Soft": 10, "Hard": 20}],
-                "Sysctls": {"net.core.somaxconn": "512"}, "Isolation": "default"},
-            "Resources": {"Limits": {"NanoCPUs": 100_000_000, "MemoryBytes": 16_777_216, "Pids": 50},
-                "Reservations": {"NanoCPUs": 1_000_000, "MemoryBytes": 4_194_304}},
-            "RestartPolicy": {"Condition": "any", "Delay": 1_000_000_000u64, "MaxAttempts": 2, "Window": 0},
-            "Placement": {"Constraints": ["node.role==manager"], "MaxReplicas": 3, "Platforms": []},
-            "Networks": [], "ForceUpdate": 0, "Runtime": "container", "LogDriver": {"Name": "json-file", "Options": {}}},
-        "UpdateConfig": {"Parallelism": 1, "Delay": 0, "FailureAction": "rollback", "Monitor": 1_000_000_000u64,
-            "MaxFailureRatio": 0.1, "Order": "start-first"},
-        "RollbackConfig": {"Parallelism": 0, "Order": "stop-first"},
-        "EndpointSpec": {"Mode": "vip", "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8099,
-            "PublishMode": "ingress"}]}})
+/// Puts something in the place of a path's name.
+fn path(endpoint: &Endpoint, names: &[&str], random: &mut StdRng) -> String {
+    let Some((before, rest)) = endpoint.path.split_once('{') else { return endpoint.path.to_owned() };
+    let after = rest.split_once('}').map_or("", |(_, after)| after);
+    // What has slashes in it ends in what is asked of it.
+    let after = if rest.starts_with('*') && endpoint.method == "GET" { "/json" } else { after };
+    let name = match random.random_range(0..12) {
+        0 => encoded(&word(random)),
+        1 => encoded(names.choose(random).copied().unwrap_or("a")),
+        2 => "x".repeat(random.random_range(1..3000)),
+        _ => names.choose(random).copied().unwrap_or("a").to_owned(),
+    };
+    // An empty name would make another path of it.
+    let name = if name.is_empty() { "a".to_owned() } else { name };
+    format!("{before}{name}{after}")
+}
+
+/// Writes the parameters, some of them changed, left out, doubled, or others. To leave the cluster nobody is ever forced.
+fn query_of(endpoint: &Endpoint, parameters: &[(&str, Value)], random: &mut StdRng) -> String {
+    let leaves = endpoint.path == "/swarm/leave";
+    let mut query = String::new();
+    for (name, value) in parameters {
+        let value = match random.random_range(0..16) {
+            0 if !leaves => word(random),
+            1 if !leaves => continue,
+            _ => match value {
+                Value::String(text) => text.clone(),
+                Value::Object(_) => document(value, random),
+                other => other.to_string(),
+            },
+        };
+        let times = if random.random_ratio(1, 30) { 2 } else { 1 };
+        query.push_str(&format!("&{name}={}", encoded(&value)).repeat(times));
+    }
+    if !leaves && random.random_ratio(1, 8) {
+        query.push_str(&further(random));
+    }
+    query.replacen('&', "?", 1)
+}
+
+/// Puts a length or chunks to a body, and the end of the head before it.
+fn framed(body: &[u8], random: &mut StdRng) -> Vec<u8> {
+    if body.is_empty() || random.random_ratio(3, 4) {
+        return [format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
+    }
+    let mut bytes = b"Transfer-Encoding: chunked\r\n\r\n".to_vec();
+    for chunk in body.chunks(random.random_range(1..20_000)) {
+        bytes.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        bytes.extend(chunk);
+        bytes.extend(b"\r\n");
+    }
+    bytes.extend(b"0\r\n\r\n");
+    bytes
 }
 
 /// Paths and methods that may or may not exist.
@@ -190,27 +192,28 @@ fn wandering(random: &mut StdRng) -> Request {
         "df",
     ];
     let method = METHODS.choose(random).copied().unwrap_or("GET");
-    let mut path = version(random).to_owned();
+    let mut path = version(random).0.to_owned();
     for _ in 0..random.random_range(1..4) {
         path.push('/');
         path.push_str(PARTS.choose(random).copied().unwrap_or("info"));
     }
-    // A node that leaves its cluster has nothing more to be tried.
-    if path.contains("leave") {
-        path.clear();
-    }
-    let path = format!("{path}?stdout=1{}", query(random));
+    let path = format!("{path}?stdout=1&until=1{}", further(random));
     write("wandering", method, &path, "")
 }
 
-fn version(random: &mut StdRng) -> &'static str {
-    const VERSIONS: [&str; 9] =
-        ["", "", "/v1.41", "/v1.50", "/v1.24", "/v1.99", "/v0.1", "/v1.", "/v99999999999999999999.1"];
-    VERSIONS.choose(random).copied().unwrap_or("")
+/// Returns a prefix of a path, and whether the daemon speaks that version.
+fn version(random: &mut StdRng) -> (&'static str, bool) {
+    const SPOKEN: [&str; 5] = ["", "", "/v1.41", "/v1.50", "/v1.24"];
+    const OTHERS: [&str; 4] = ["/v1.99", "/v0.1", "/v1.", "/v99999999999999999999.1"];
+    if random.random_ratio(1, 12) {
+        (OTHERS.choose(random).copied().unwrap_or(""), false)
+    } else {
+        (SPOKEN.choose(random).copied().unwrap_or(""), true)
+    }
 }
 
-/// More parameters of a query, each beginning with `&`. Streams are given an end.
-fn query(random: &mut StdRng) -> String {
+/// More parameters of a query, each beginning with `&`.
+fn further(random: &mut StdRng) -> String {
     const NAMES: [&str; 18] = [
         "version",
         "status",
@@ -231,40 +234,12 @@ fn query(random: &mut StdRng) -> String {
         "scope",
         "filters",
     ];
-    let mut query = String::from("&until=1");
+    let mut query = String::new();
     for _ in 0..random.random_range(0..4) {
         let name = NAMES.choose(random).copied().unwrap_or("status");
         query.push_str(&format!("&{name}={}", encoded(&word(random))));
     }
     query
-}
-
-/// What is hardly HTTP.
-fn malformed(random: &mut StdRng) -> Request {
-    let kind = "malformed";
-    let noise = |random: &mut StdRng, length: usize| (0..length).map(|_| random.random::<u8>()).collect::<Vec<u8>>();
-    let bytes = match random.random_range(0..8) {
-        0 => {
-            let length = random.random_range(1..4096);
-            noise(random, length)
-        }
-        1 => b"GET /info\r\n\r\n".to_vec(),
-        2 => b"GET /info HTTP/9.9\r\nHost: x\r\n\r\n".to_vec(),
-        3 => b"POST /services/create HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}".to_vec(),
-        4 => b"POST /services/create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n"
-            .to_vec(),
-        5 => b"POST /services/create HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\nContent-Length: 7\r\n\r\n{}".to_vec(),
-        6 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
-        _ => {
-            let mut bytes = write(kind, "POST", "/services/create", "{}").bytes;
-            for _ in 0..random.random_range(1..8) {
-                let place = random.random_range(0..bytes.len());
-                bytes[place] = random.random();
-            }
-            bytes
-        }
-    };
-    Request { kind, bytes, pace: Pace::Quick, is_whole: false }
 }
 
 /// Heads and bodies beyond what is accepted.
@@ -280,32 +255,59 @@ fn large(random: &mut StdRng) -> Request {
         }
     }
     head.push_str("\r\n");
-    Request { kind: "large", bytes: head.into_bytes(), pace: Pace::Quick, is_whole: false }
+    Request { is_whole: false, bytes: head.into_bytes(), ..write("large", "GET", "/", "") }
 }
 
-fn write(kind: &'static str, method: &str, path: &str, body: &str) -> Request {
+/// Writes a request as it should be.
+pub fn write(kind: &'static str, method: &str, path: &str, body: &str) -> Request {
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
-    Request { kind, bytes: [head.as_bytes(), body.as_bytes()].concat(), pace: Pace::Quick, is_whole: true }
+    let bytes = [head.as_bytes(), body.as_bytes()].concat();
+    Request { kind, bytes, pace: Pace::Quick, is_whole: true, endpoint: None, answers: 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand::SeedableRng;
+    use std::collections::BTreeSet;
+
+    fn draw(seed: u64, count: usize) -> Vec<Request> {
+        let mut random = StdRng::seed_from_u64(seed);
+        (0..count).map(|_| any(&mut random, &Known::default())).collect()
+    }
 
     #[test]
     fn requests_follow_from_the_seed() {
-        let draw = |seed| {
-            let mut random = StdRng::seed_from_u64(seed);
-            (0..200).map(|_| any(&mut random).bytes).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(7), draw(7));
-        assert_ne!(draw(7), draw(8));
-        let mut random = StdRng::seed_from_u64(1);
-        let kinds: std::collections::BTreeSet<_> = (0..500).map(|_| any(&mut random).kind).collect();
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["cut", "large", "malformed", "shaped", "slow", "wandering"]);
+        let bytes = |seed| draw(seed, 200).into_iter().map(|request| request.bytes).collect::<Vec<_>>();
+        assert_eq!(bytes(7), bytes(7));
+        assert_ne!(bytes(7), bytes(8));
+        let kinds: BTreeSet<_> = draw(1, 500).into_iter().map(|request| request.kind).collect();
+        let want = ["cut", "large", "malformed", "pipelined", "shaped", "slow", "wandering"];
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn every_endpoint_is_drawn() {
+        let drawn: BTreeSet<usize> = draw(1, 3000).into_iter().filter_map(|request| request.endpoint).collect();
+        let missing: Vec<_> = (0..ENDPOINTS.len()).filter(|place| !drawn.contains(place)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn the_node_is_never_made_to_leave() {
+        let mut asked = 0;
+        for request in draw(3, 5000) {
+            let text = String::from_utf8_lossy(&request.bytes);
+            let line = text.lines().next().unwrap_or_default();
+            if line.contains("/swarm/leave") {
+                asked += 1;
+                let forced = ["force=true", "force=1", "force=%", "force=a"].iter().any(|forced| line.contains(forced));
+                assert!(!forced, "{line}");
+            }
+        }
+        assert!(asked > 10, "{asked}");
     }
 }

@@ -22,6 +22,7 @@ mod page;
 mod pauses;
 mod placement;
 mod ports;
+mod proxy;
 mod registry;
 mod rejoin;
 mod roles;

@@ -152,12 +152,13 @@ impl Prefixes<'_> {
             self.known.insert(details.to_owned(), prefix);
         }
         let mut out = Vec::with_capacity(line.len());
-        out.extend_from_slice(self.known[details].as_bytes());
-        out.extend_from_slice(b"    | ");
+        // The time comes first, as with Docker's client.
         if !time.is_empty() {
             out.extend_from_slice(time.as_bytes());
             out.push(b' ');
         }
+        out.extend_from_slice(self.known[details].as_bytes());
+        out.extend_from_slice(b"    | ");
         out.extend_from_slice(text);
         Ok(out)
     }

@@ -21,6 +21,10 @@ use crate::driver::{LogLine, LogQuery, LogStream};
 /// How long another node may take until it begins to answer, and for each line that is not waited for; then it broke off.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// How long output that is followed may be silent until it is looked whether its node is still there: the end of a link that fell
+/// silent does not reach its streams before the other end is heard again.
+const SILENT_MAX: Duration = Duration::from_secs(1);
+
 /// Lines with their details before them, or why there are no more.
 pub(super) type Lines = BoxStream<'static, Result<LogLine, String>>;
 
@@ -74,13 +78,17 @@ impl Output {
         loop {
             let last = match &mut self.state {
                 State::Reading(lines, begun) => match next_line(lines, self.wanted.query).await {
-                    Some(Ok(line)) if self.progress.take(&line) => return Some(render(&line, self.wanted)),
-                    Some(Ok(_)) => continue,
-                    Some(Err(reason)) => {
+                    Next::Line(line) if self.progress.take(&line) => return Some(render(&line, self.wanted)),
+                    Next::Line(_) => continue,
+                    Next::Silence => {
+                        self.look().await;
+                        continue;
+                    }
+                    Next::Break(reason) => {
                         let lasted = Duration::from_nanos(self.api.backend.now().0.saturating_sub(begun.0));
                         Last::Break { reason, lasted }
                     }
-                    None => Last::End,
+                    Next::End => Last::End,
                 },
                 State::Idle(last) => std::mem::replace(last, Last::Nothing),
                 State::Waiting(pause) => {
@@ -121,14 +129,15 @@ impl Output {
 
     /// Looks at the task as it is now.
     async fn look(&mut self) {
-        self.state = match self.api.task(&self.task.task.id.to_string()).await {
-            Ok((_, task)) => {
-                self.task = task;
-                State::Idle(Last::Nothing)
-            }
+        match self.api.task(&self.task.task.id.to_string()).await {
+            Ok((_, task)) => self.task = task,
             // The task is forgotten, or this node is no member any more.
-            Err(_) => State::Ended,
-        };
+            Err(_) => self.state = State::Ended,
+        }
+        let is_reading = matches!(self.state, State::Reading(..)) && !self.task.node_down;
+        if !is_reading && !matches!(self.state, State::Ended) {
+            self.state = State::Idle(Last::Nothing);
+        }
     }
 
     /// Returns how the task is; nothing if no node has it.
@@ -147,13 +156,25 @@ impl Output {
     }
 }
 
+/// What comes next of the lines that are being read.
+enum Next {
+    Line(LogLine),
+    /// Nothing for a while, which means nothing yet.
+    Silence,
+    Break(String),
+    End,
+}
+
 /// Reads a line. What is not followed does not have to be waited for.
-async fn next_line(lines: &mut Lines, query: LogQuery) -> Option<Result<LogLine, String>> {
-    if query.follow {
-        return lines.next().await;
+async fn next_line(lines: &mut Lines, query: LogQuery) -> Next {
+    let most = if query.follow { SILENT_MAX } else { ANSWER_MAX };
+    match tokio::time::timeout(most, lines.next()).await {
+        Ok(Some(Ok(line))) => Next::Line(line),
+        Ok(Some(Err(reason))) => Next::Break(reason),
+        Ok(None) => Next::End,
+        Err(_) if query.follow => Next::Silence,
+        Err(_) => Next::Break(format!("nothing came for {} s", ANSWER_MAX.as_secs())),
     }
-    let late = || Some(Err(format!("nothing came for {} s", ANSWER_MAX.as_secs())));
-    tokio::time::timeout(ANSWER_MAX, lines.next()).await.unwrap_or_else(|_| late())
 }
 
 impl Api {

@@ -17,6 +17,7 @@ mod intruder;
 mod jobs;
 mod keys;
 mod lock;
+mod logs;
 mod outcasts;
 mod page;
 mod pauses;

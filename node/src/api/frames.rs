@@ -33,6 +33,16 @@ pub(super) fn frame(stream: LogStream, parts: &[&[u8]]) -> Bytes {
     frame.freeze()
 }
 
+/// Returns the stream and the bytes of a whole piece.
+pub(super) fn unframe(frame: &Bytes) -> Option<(LogStream, Bytes)> {
+    let stream = match frame.first()? {
+        0 | 1 => LogStream::Stdout,
+        2 => LogStream::Stderr,
+        _ => return None,
+    };
+    (frame.len() >= HEADER_BYTES).then(|| (stream, frame.slice(HEADER_BYTES..)))
+}
+
 /// Cuts what another node sent into whole pieces, so that several nodes' output can be mixed between them.
 pub(super) fn split(body: Body) -> Frames {
     struct State {
@@ -97,6 +107,7 @@ mod tests {
         let b = frame(LogStream::Stderr, &[b"x"]);
         assert_eq!(&a[..], b"\x01\0\0\0\0\0\0\x04abc\n");
         let got = pieces(vec![b"\x01\0\0\0\0\0\0\x04a", b"bc\n\x02\0\0", b"\0\0\0\0\x01x"]).await;
+        assert_eq!(unframe(&b), Some((LogStream::Stderr, Bytes::from_static(b"x"))));
         assert_eq!(got, [Ok(a), Ok(b)]);
     }
 

@@ -1,29 +1,36 @@
 //! What tasks have written, from whichever nodes they ran on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream;
 use serde::Deserialize;
-use shoal_protocol::{NodeId, ServiceId, TaskId, WallTime};
+use shoal_protocol::{ServiceId, TaskId, WallTime};
+use tokio::sync::Semaphore;
 
-use super::frames::{self, Frames};
+use super::frames::Frames;
 use super::query::is_on;
 use super::snapshot::{PickTasks, TaskView, Want};
-use super::{Api, ApiError, no_body};
+use super::{Api, ApiError};
 use crate::driver::{DriverError, LogLine, LogQuery, LogStream};
+use output::Output;
+
+mod output;
+mod resume;
 
 /// Marks a request that another node passed on, so that it is never passed on again.
 const FORWARDED: &str = "x-shoal-forwarded";
 /// Tasks whose output one request collects at most; the newest are taken.
 const TASKS_MAX: usize = 1000;
-/// Nodes that are asked at the same time.
-const ASKED_AT_ONCE: usize = 16;
+/// Tasks whose output is begun at the same time.
+const BEGUN_AT_ONCE: usize = 16;
 /// How often new tasks are looked for while a service is followed.
 const SEARCH_EVERY: Duration = Duration::from_millis(500);
 
@@ -82,6 +89,13 @@ impl Wanted {
         }
     }
 
+    fn wants(&self, stream: LogStream) -> bool {
+        match stream {
+            LogStream::Stdout => self.stdout,
+            LogStream::Stderr => self.stderr,
+        }
+    }
+
     /// Returns the parameters as another node reads them.
     fn to_query(self) -> String {
         let since = self.query.since.unwrap_or_default().0;
@@ -126,11 +140,21 @@ pub(super) async fn of_task(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::of_tasks(&query)?;
     let (me, task) = api.task(&name).await?;
-    if headers.contains_key(FORWARDED) && task.task.node != Some(me) {
+    if !headers.contains_key(FORWARDED) {
+        let output = Output::new(api, me, task, wanted, Arc::new(Semaphore::new(1))).begun().await?;
+        return Ok(answer(output.frames()));
+    }
+    if task.task.node != Some(me) {
         return Err(ApiError::not_found("task", &name));
     }
-    let output = api.output(me, &task, wanted).await?;
-    Ok(answer(output))
+    let lines = api.own_lines(&task, wanted).await?;
+    let frames = lines.map(move |line| match line {
+        Ok(line) => Ok(output::render(&line, wanted)),
+        // Whoever follows tries again, which it is told by an answer that has no end.
+        Err(reason) if wanted.query.follow => Err(io::Error::other(reason)),
+        Err(reason) => Ok(output::render(&output::note(&task, wanted, api.backend.now(), &reason), wanted)),
+    });
+    Ok(answer(frames.boxed()))
 }
 
 /// `GET /services/{id}/logs`.
@@ -141,10 +165,11 @@ pub(super) async fn of_service(
 ) -> Result<Response, ApiError> {
     let wanted = Wanted::of_tasks(&query)?;
     let (_, service) = api.service(&name, false).await?;
-    let mut search = Search { api, service: service.id, wanted, seen: BTreeSet::new() };
-    let first = search.outputs().await?;
+    let room = Arc::new(Semaphore::new(BEGUN_AT_ONCE));
+    let mut search = Search { api, service: service.id, wanted, room, seen: BTreeSet::new() };
+    let first = stream::iter(search.outputs().await?);
     if !wanted.query.follow {
-        return Ok(answer(stream::select_all(first).boxed()));
+        return Ok(answer(first.flatten_unordered(BEGUN_AT_ONCE).boxed()));
     }
     // Tasks come and go while their service is followed. What a new one has written from its start is all new.
     search.wanted.query.tail = None;
@@ -155,8 +180,7 @@ pub(super) async fn of_service(
             Err(_) => None, // the service is gone, or this node is no member any more
         }
     });
-    let outputs = stream::iter(first).chain(later.flat_map(stream::iter));
-    Ok(answer(outputs.flatten_unordered(TASKS_MAX).boxed()))
+    Ok(answer(first.chain(later.flat_map(stream::iter)).flatten_unordered(TASKS_MAX).boxed()))
 }
 
 /// Answers `GET /containers/{id}/logs` for a container of this node's own.
@@ -166,13 +190,19 @@ pub(super) async fn of_container(api: &Api, task: TaskId, query: &LogsQuery) -> 
     let is_in_time = move |line: &LogLine| wanted.until.is_none_or(|until| line.time <= until);
     // What is read comes in the order of time, so the first line that is too late is the last one.
     let lines = lines.take_while(move |line| std::future::ready(line.as_ref().map_or(true, is_in_time)));
+    let now = api.backend.now();
     let frames = lines.filter_map(move |line| {
-        let piece = match line {
-            // The engine's drivers of logs can add words of their own to a line; here there are none.
-            Ok(line) => render(&line, " ", wanted),
-            Err(error) => Some(note(&format!("reading failed: {error}"))),
+        // The engine's drivers of logs can add words of their own to a line; here there are none.
+        let with_details = |bytes| output::behind(if wanted.details { " " } else { "" }, bytes);
+        let line = match line {
+            Ok(line) if !wanted.wants(line.stream) => None,
+            Ok(line) => Some(LogLine { bytes: with_details(line.bytes), ..line }),
+            Err(error) => {
+                let text = format!("shoal: reading failed: {error}\n");
+                Some(LogLine { stream: LogStream::Stderr, time: now, bytes: with_details(text.into()) })
+            }
         };
-        std::future::ready(piece.map(Ok))
+        std::future::ready(line.map(|line| Ok(output::render(&line, wanted))))
     });
     let left = wanted.until.map(|until| Duration::from_nanos(until.0.saturating_sub(api.backend.now().0)));
     Ok(answer(match left.filter(|_| wanted.query.follow) {
@@ -186,6 +216,7 @@ struct Search {
     api: Api,
     service: ServiceId,
     wanted: Wanted,
+    room: Arc<Semaphore>,
     seen: BTreeSet<TaskId>,
 }
 
@@ -200,106 +231,11 @@ impl Search {
         snapshot.tasks.retain(|task| task.task.node.is_some() && !self.seen.contains(&task.task.id));
         snapshot.tasks.sort_by_key(|task| std::cmp::Reverse(task.task.created));
         snapshot.tasks.truncate(TASKS_MAX);
-        let (api, me, wanted) = (&self.api, snapshot.me, self.wanted);
-        let outputs: Vec<(TaskId, Option<Frames>)> = stream::iter(snapshot.tasks)
-            .map(|task| async move {
-                let output = match api.output(me, &task, wanted).await {
-                    Ok(output) => Some(output),
-                    // There is no container yet, or none any more, and its output is gone with it.
-                    Err(error) if error.status == StatusCode::NOT_FOUND => None,
-                    Err(error) => Some(missing(&task, &error.message)),
-                };
-                (task.task.id, output)
-            })
-            .buffer_unordered(ASKED_AT_ONCE)
-            .collect()
-            .await;
-        let found: BTreeMap<TaskId, Frames> =
-            outputs.into_iter().filter_map(|(task, output)| Some((task, output?))).collect();
-        self.seen.extend(found.keys());
-        Ok(found.into_values().collect())
+        self.seen.extend(snapshot.tasks.iter().map(|task| task.task.id));
+        let me = snapshot.me;
+        let output = |task: TaskView| Output::new(self.api.clone(), me, task, self.wanted, self.room.clone()).frames();
+        Ok(snapshot.tasks.into_iter().map(output).collect())
     }
-}
-
-impl Api {
-    /// Returns the output of a task, from this node or the one it is on.
-    async fn output(&self, me: NodeId, task: &TaskView, wanted: Wanted) -> Result<Frames, ApiError> {
-        let Some(node) = task.task.node else {
-            return Ok(stream::empty().boxed());
-        };
-        if node == me {
-            return self.own_output(task, wanted).await;
-        }
-        if task.node_down {
-            return Ok(missing(task, "its node is down"));
-        }
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(format!("/tasks/{}/logs?{}", task.task.id, wanted.to_query()))
-            .header(header::HOST, "shoal")
-            .header(FORWARDED, "1")
-            .body(no_body())
-            .map_err(|error| ApiError::internal(error.to_string()))?;
-        let response = self.backend.forward(node, request).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Err(ApiError::not_found("task", &task.task.id.to_string()));
-        }
-        if !response.status().is_success() {
-            return Ok(missing(task, &format!("its node answered {}", response.status())));
-        }
-        let lost = missing_text(task, "its node broke off");
-        let frames = frames::split(response.into_body())
-            .map(move |piece| piece.or_else(|error| Ok(note(&format!("{lost}: {error}")))));
-        Ok(frames.boxed())
-    }
-
-    async fn own_output(&self, task: &TaskView, wanted: Wanted) -> Result<Frames, ApiError> {
-        let lines = self.backend.logs(task.task.id, wanted.query).await?;
-        let details = details(task);
-        let lost = missing_text(task, "reading failed");
-        let frames = lines.filter_map(move |line| {
-            let piece = match line {
-                Ok(line) => render(&line, &details, wanted),
-                Err(error) => Some(note(&format!("{lost}: {error}"))),
-            };
-            std::future::ready(piece.map(Ok))
-        });
-        Ok(frames.boxed())
-    }
-}
-
-fn render(line: &LogLine, details: &str, wanted: Wanted) -> Option<bytes::Bytes> {
-    let is_wanted = match line.stream {
-        LogStream::Stdout => wanted.stdout,
-        LogStream::Stderr => wanted.stderr,
-    };
-    let time = if wanted.timestamps { format!("{} ", line.time) } else { String::new() };
-    let details = if wanted.details { details } else { "" };
-    is_wanted.then(|| frames::frame(line.stream, &[time.as_bytes(), details.as_bytes(), &line.bytes]))
-}
-
-/// What Docker's clients build the name before each line from.
-fn details(task: &TaskView) -> String {
-    let node = task.task.node.map_or_else(String::new, |node| node.to_string());
-    format!(
-        "com.docker.swarm.node.id={node},com.docker.swarm.service.id={},com.docker.swarm.task.id={} ",
-        task.service, task.task.id
-    )
-}
-
-fn missing_text(task: &TaskView, reason: &str) -> String {
-    let node = task.task.node.map_or_else(String::new, |node| format!(" on node {node}"));
-    format!("output of task {}{node} is missing: {reason}", task.task.id)
-}
-
-/// Says in the output itself that a part of it is missing.
-fn missing(task: &TaskView, reason: &str) -> Frames {
-    let piece = note(&missing_text(task, reason));
-    stream::once(std::future::ready(Ok(piece))).boxed()
-}
-
-fn note(text: &str) -> bytes::Bytes {
-    frames::frame(LogStream::Stderr, &[b"shoal: ", text.as_bytes(), b"\n"])
 }
 
 fn answer(output: Frames) -> Response {

@@ -1,5 +1,7 @@
 //! The API over a real socket, in front of a fake node that has a real document.
 
+use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -34,6 +36,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
+use super::frames;
 use super::listen::Socket;
 use super::read::Source;
 use super::snapshot::NodeState;
@@ -48,6 +51,7 @@ use crate::identity::{Purpose, UnlockKey};
 mod containers;
 mod engine;
 mod events;
+mod logs;
 mod networks;
 mod objects;
 mod page;
@@ -77,6 +81,10 @@ struct Fake {
     loaded: Mutex<Vec<Vec<u8>>>,
     /// Whose output was asked for.
     read: Mutex<Vec<TaskId>>,
+    /// What the other node answers when it is asked for output, and after that always the same.
+    answers: Mutex<VecDeque<Result<Body, ApiError>>>,
+    /// What it was asked.
+    asked: Mutex<Vec<String>>,
     engine: Option<Arc<Engine>>,
     inventory: Option<Arc<dyn Inventory>>,
     events: Arc<Hub>,
@@ -185,6 +193,8 @@ impl Fake {
             refusal: Mutex::default(),
             loaded: Mutex::default(),
             read: Mutex::default(),
+            answers: Mutex::default(),
+            asked: Mutex::default(),
             engine: None,
             inventory: None,
             events: Arc::default(),
@@ -375,7 +385,10 @@ impl Backend for Fake {
         }
         assert!(request.uri().path().ends_with("/logs"), "{}", request.uri());
         assert!(request.headers().contains_key("x-shoal-forwarded"));
-        Ok(Body::from(&b"\x01\0\0\0\0\0\0\x05far \n"[..]).into_response())
+        self.asked.lock().unwrap().push(request.uri().query().unwrap_or_default().to_owned());
+        let far = Body::from(frames::frame(LogStream::Stdout, &[b"1970-01-01T00:00:00.000000000Z far \n"]));
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.unwrap_or(Ok(far)).map(IntoResponse::into_response)
     }
 }
 

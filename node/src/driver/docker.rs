@@ -348,15 +348,22 @@ impl DockerDriver {
 
 fn running(id: &str, inspected: &ContainerInspectResponse) -> Running {
     let state = inspected.state.as_ref();
-    let networks = inspected.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
-    let addresses = networks.into_iter().flatten().filter_map(|(_, network)| network.ip_address.as_deref());
     Running {
         container_id: id.to_owned(),
         pid: state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default(),
-        address: addresses.filter_map(|address| address.parse::<IpAddr>().ok()).min(),
+        address: address(inspected),
         started: state.and_then(|state| state.started_at.as_deref()).and_then(time::parse).unwrap_or_default(),
         health: health::report(inspected).map(|report| report.status),
     }
+}
+
+/// Returns where a container is reached: its lowest IPv4 address, without one its lowest IPv6 address that is not of its link
+/// alone. The engine gives empty text for what there is not.
+fn address(inspected: &ContainerInspectResponse) -> Option<IpAddr> {
+    let networks = inspected.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+    let texts =
+        networks.into_iter().flatten().flat_map(|(_, network)| [&network.ip_address, &network.global_ipv6_address]);
+    texts.flatten().filter_map(|text| text.parse().ok()).min()
 }
 
 fn slot(text: &str) -> Option<SlotName> {
@@ -397,4 +404,29 @@ fn is_port_conflict(error: &Error) -> bool {
 
 fn failed(what: &str, error: Error) -> DriverError {
     DriverError::Failed { what: what.to_owned(), source: Box::new(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_container_is_of_either_family() {
+        for (name, networks, want) in [
+            ("IPv4", r#"{"bridge": {"IPAddress": "172.17.0.2", "GlobalIPv6Address": ""}}"#, Some("172.17.0.2")),
+            ("both", r#"{"bridge": {"IPAddress": "172.17.0.2", "GlobalIPv6Address": "fd00::2"}}"#, Some("172.17.0.2")),
+            ("IPv6", r#"{"bridge": {"IPAddress": "", "GlobalIPv6Address": "fd00::2"}}"#, Some("fd00::2")),
+            (
+                "several networks",
+                r#"{"a": {"GlobalIPv6Address": "fd00::2"}, "b": {"IPAddress": "10.0.0.3"}, "c": {"IPAddress": "10.0.0.2"}}"#,
+                Some("10.0.0.2"),
+            ),
+            ("none", r#"{"none": {"IPAddress": "", "GlobalIPv6Address": ""}}"#, None),
+            ("no network", "{}", None),
+        ] {
+            let text = format!(r#"{{"NetworkSettings": {{"Networks": {networks}}}}}"#);
+            let inspected = serde_json::from_str(&text).unwrap();
+            assert_eq!(address(&inspected).map(|address| address.to_string()).as_deref(), want, "{name}");
+        }
+    }
 }

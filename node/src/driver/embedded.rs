@@ -55,7 +55,7 @@ pub mod process;
 mod pull;
 pub mod settings;
 pub mod subnet;
-mod time;
+pub(crate) mod time;
 pub mod volumes;
 
 /// How long a supervisor may take to start its container.

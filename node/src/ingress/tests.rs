@@ -13,6 +13,7 @@ use super::*;
 mod counted;
 mod limit;
 mod udp;
+mod v6;
 
 const HERE: NodeId = NodeId(1);
 const THERE: NodeId = NodeId(2);
@@ -72,7 +73,11 @@ struct EchoTask {
 
 impl EchoTask {
     async fn start(name: u8) -> Self {
-        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+        Self::start_at(LOCALHOST, name).await
+    }
+
+    async fn start_at(address: IpAddr, name: u8) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let (address, served) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
         let count = served.clone();
         let server = tokio::spawn(async move {

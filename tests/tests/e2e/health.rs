@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use shoal_tests::lab::{IMAGE, Lab};
+use shoal_tests::lab::{Driver, IMAGE, Lab};
 use shoal_tests::load::Load;
 use shoal_tests::shoal::text;
 use shoal_tests::wait::wait_until;
 use shoal_tests::{evidence, http};
 
-use crate::{PUBLISHED, START_WAIT, WAIT, check, formed, wait_well};
+use crate::{PUBLISHED, START_WAIT, WAIT, check, cluster, formed, wait_well};
 
 const REPLICAS: usize = 3;
 
@@ -20,6 +20,9 @@ const WARM_UP: Duration = Duration::from_millis(2_500);
 
 /// Requests a second.
 const RATE: u32 = 500;
+
+/// The same where three engines share the machine.
+const RATE_ON_DOCKER: u32 = 200;
 
 #[test]
 fn tasks_get_requests_when_they_are_well_and_while_they_are() -> Result<()> {
@@ -66,19 +69,7 @@ fn health(lab: &Lab) -> Result<()> {
     }
     load.stop_without_loss(RATE as usize)?;
 
-    for order in ["start-first", "stop-first"] {
-        println!("an update, {order}");
-        let before = running(lab)?;
-        let load = Load::start(lab, &[1, 2, 3], PUBLISHED, RATE);
-        let variable = format!("ORDER={order}");
-        let args = ["service", "update", "--update-order", order, "--env-add", &variable, "http"];
-        let began = Instant::now();
-        lab.node(1).shoal().ok(&args)?;
-        ensure!(began.elapsed() > WARM_UP * REPLICAS as u32, "the update did not wait for its tasks to be well");
-        wait_well(lab, REPLICAS, &[])?;
-        load.stop_without_loss(RATE as usize)?;
-        ensure!(running(lab)?.is_disjoint(&before), "the update left tasks as they were");
-    }
+    update(lab, RATE)?;
 
     println!("an update whose tasks are never well");
     let before = running(lab)?;
@@ -93,12 +84,46 @@ fn health(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn updates_lose_no_request_on_docker() -> Result<()> {
+    let cluster = cluster(3, Driver::Docker, |_| {})?;
+    cluster.form()?;
+    cluster.load_image()?;
+    check(&cluster, on_docker(&cluster))
+}
+
+fn on_docker(lab: &Lab) -> Result<()> {
+    create(lab)?;
+    wait_well(lab, REPLICAS, &[])?;
+    update(lab, RATE_ON_DOCKER)
+}
+
+/// Replaces all tasks under load, in both orders.
+fn update(lab: &Lab, rate: u32) -> Result<()> {
+    for order in ["start-first", "stop-first"] {
+        println!("an update, {order}");
+        let before = running(lab)?;
+        let load = Load::start(lab, &[1, 2, 3], PUBLISHED, rate);
+        let variable = format!("ORDER={order}");
+        let args = ["service", "update", "--update-order", order, "--env-add", &variable, "http"];
+        let began = Instant::now();
+        lab.node(1).shoal().ok(&args)?;
+        ensure!(began.elapsed() > WARM_UP * REPLICAS as u32, "the update did not wait for its tasks to be well");
+        wait_well(lab, REPLICAS, &[])?;
+        load.stop_without_loss(rate as usize)?;
+        ensure!(running(lab)?.is_disjoint(&before), "the update left tasks as they were");
+    }
+    Ok(())
+}
+
 fn create(lab: &Lab) -> Result<()> {
+    // Docker Engine knows it since version 25 alone.
+    let start_interval = if lab.config.driver == Driver::Embedded { 100_000_000 } else { 0 };
     // The image has no shell, which is what the client's flag asks for.
     let spec = json!({"Name": "http", "TaskTemplate": {"ContainerSpec": {"Image": IMAGE,
         "Env": [format!("WARM_UP_MS={}", WARM_UP.as_millis())], "Healthcheck": {"Test": ["CMD", "/whoami", "check"],
         "Interval": 200_000_000, "Timeout": 10_000_000_000u64, "Retries": 2, "StartPeriod": 30_000_000_000u64,
-        "StartInterval": 100_000_000}}, "RestartPolicy": {"Delay": 100_000_000}},
+        "StartInterval": start_interval}}, "RestartPolicy": {"Delay": 100_000_000}},
         "Mode": {"Replicated": {"Replicas": REPLICAS}},
         "EndpointSpec": {"Ports": [{"TargetPort": 80, "PublishedPort": PUBLISHED}]}});
     let answer = http::unix(&lab.node(1).socket(), "POST", "/services/create", &spec.to_string(), WAIT)?;

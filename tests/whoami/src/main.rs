@@ -8,14 +8,15 @@ use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+mod proxy;
+mod signals;
 
 /// Connections served at once; more are answered 503 and closed.
 const CONNECTIONS_MAX: usize = 1024;
@@ -33,8 +34,6 @@ const BYTES_MAX: u64 = 1 << 30;
 const DATAGRAM_BYTES_MAX: usize = 4096;
 /// How long a connection may be silent between two requests, or a peer may refuse to read.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// After SIGTERM, how long requests in flight may take to finish. Less than the 100 ms in which the process must leave.
-const DRAIN_MAX: Duration = Duration::from_millis(70);
 /// Between a failed accept (no file descriptors left) and the next.
 const ACCEPT_RETRY: Duration = Duration::from_millis(5);
 const STACK_BYTES: usize = 128 * 1024;
@@ -42,9 +41,10 @@ const STACK_BYTES: usize = 128 * 1024;
 /// How long `whoami check` waits for an answer.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-static STOPPING: AtomicBool = AtomicBool::new(false);
 static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+/// Whether each connection begins with a header of the PROXY protocol.
+static IS_PROXIED: AtomicBool = AtomicBool::new(false);
 /// What `/health` was told to say.
 static WELL: AtomicBool = AtomicBool::new(true);
 /// When the process is warm: until then everything is answered 503.
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = watch_signals() {
+    if let Err(error) = signals::watch(|| IN_FLIGHT.load(Ordering::SeqCst) == 0) {
         eprintln!("whoami: failed to watch signals: {error}");
         return ExitCode::FAILURE;
     }
@@ -93,6 +93,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    IS_PROXIED.store(env::var_os("PROXY_PROTOCOL").is_some(), Ordering::SeqCst);
     let identity = Arc::new(identity());
     if let Ok(udp_port) = env::var("UDP_PORT")
         && let Err(error) = serve_datagrams(&udp_port, identity.clone())
@@ -101,6 +102,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     println!("whoami: listening on port {port}");
+    if let Err(error) = variable("LOG_EVERY_MS", 0).map_err(io::Error::other).and_then(count_aloud) {
+        eprintln!("whoami: failed to write lines each LOG_EVERY_MS: {error}");
+        return ExitCode::from(2);
+    }
     serve(&listener, &identity);
     ExitCode::SUCCESS
 }
@@ -132,6 +137,24 @@ fn check(port: u16) -> io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Writes a numbered line each so many milliseconds, unless that is zero, in a thread of its own; each tenth to standard error.
+fn count_aloud(milliseconds: u64) -> io::Result<()> {
+    if milliseconds == 0 {
+        return Ok(());
+    }
+    thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        for number in 1_u64.. {
+            if number.is_multiple_of(10) {
+                eprintln!("line {number}");
+            } else {
+                println!("line {number}");
+            }
+            thread::sleep(Duration::from_millis(milliseconds));
+        }
+    })?;
+    Ok(())
 }
 
 /// Answers each datagram on `port` with who this is and the datagram, in a thread of its own.
@@ -195,6 +218,7 @@ fn converse(mut stream: TcpStream, identity: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE_MAX))?;
     stream.set_write_timeout(Some(IDLE_MAX))?;
+    let client = client(&mut stream)?;
     let mut buffer = Vec::with_capacity(1024);
     for number in 1..=REQUESTS_PER_CONNECTION_MAX {
         let request = match read_request(&mut stream, &mut buffer)? {
@@ -203,8 +227,8 @@ fn converse(mut stream: TcpStream, identity: &str) -> io::Result<()> {
             Received::End => return Ok(()),
         };
         IN_FLIGHT.fetch_add(1, Ordering::SeqCst);
-        let keep = request.keep_alive && number < REQUESTS_PER_CONNECTION_MAX && !STOPPING.load(Ordering::SeqCst);
-        let answered = answer(&mut stream, &request, identity, keep);
+        let keep = request.keep_alive && number < REQUESTS_PER_CONNECTION_MAX && !signals::is_stopping();
+        let answered = answer(&mut stream, &request, &client, identity, keep);
         IN_FLIGHT.fetch_sub(1, Ordering::SeqCst);
         answered?;
         if !keep {
@@ -212,6 +236,15 @@ fn converse(mut stream: TcpStream, identity: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the beginning of the answer to `GET /client`: who is at the other end, and of which version the header was that says so.
+fn client(stream: &mut TcpStream) -> io::Result<String> {
+    if !IS_PROXIED.load(Ordering::SeqCst) {
+        return Ok(format!("Client: {}\nServer: {}\nProxy: none\n", stream.peer_addr()?, stream.local_addr()?));
+    }
+    let told = proxy::read(stream)?;
+    Ok(format!("Client: {}\nServer: {}\nProxy: v{}\n", told.client, told.server, told.version))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -305,7 +338,7 @@ fn parse(head: &[u8]) -> Result<Request, &'static str> {
     Ok(request)
 }
 
-fn answer(stream: &mut TcpStream, request: &Request, identity: &str, keep: bool) -> io::Result<()> {
+fn answer(stream: &mut TcpStream, request: &Request, client: &str, identity: &str, keep: bool) -> io::Result<()> {
     let with_body = match request.method.as_str() {
         "GET" => true,
         "HEAD" => false,
@@ -317,6 +350,7 @@ fn answer(stream: &mut TcpStream, request: &Request, identity: &str, keep: bool)
     }
     match request.path.as_str() {
         "/" => respond(stream, "200 OK", keep, identity, with_body),
+        "/client" => respond(stream, "200 OK", keep, &format!("{client}{identity}"), with_body),
         "/health" if WELL.load(Ordering::SeqCst) => respond(stream, "200 OK", keep, "ok\n", with_body),
         "/health" => respond(stream, UNAVAILABLE, keep, "told to be unwell\n", with_body),
         // Only what `/health` says changes: requests go on being answered, so that tests see who answers them.
@@ -371,44 +405,6 @@ fn respond_bytes(stream: &mut TcpStream, count: u64, keep: bool, with_body: bool
         let size = rest.min(block.len() as u64) as usize;
         stream.write_all(&block[..size])?;
         rest -= size as u64;
-    }
-    Ok(())
-}
-
-const SIGINT: i32 = 2;
-const SIGTERM: i32 = 15;
-
-/// Where the handler writes; set before the handler is installed.
-static WAKE: AtomicI32 = AtomicI32::new(-1);
-
-// The standard library has no signals, and a crate for two calls is not worth its place in a static binary of this size.
-unsafe extern "C" {
-    fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
-    fn write(descriptor: i32, bytes: *const u8, count: usize) -> isize;
-}
-
-extern "C" fn on_signal(_number: i32) {
-    // SAFETY: write(2) may be called in a signal handler; the byte is static and the descriptor is never closed.
-    unsafe { write(WAKE.load(Ordering::SeqCst), b"!".as_ptr(), 1) };
-}
-
-/// Ends the process soon after SIGTERM or SIGINT, with status 0, giving requests in flight a moment to finish.
-fn watch_signals() -> io::Result<()> {
-    let (mut reader, writer) = UnixStream::pair()?;
-    WAKE.store(writer.as_raw_fd(), Ordering::SeqCst);
-    thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-        let _writer = writer;
-        let _ = reader.read_exact(&mut [0]);
-        STOPPING.store(true, Ordering::SeqCst);
-        let deadline = Instant::now() + DRAIN_MAX;
-        while IN_FLIGHT.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(2));
-        }
-        process::exit(0);
-    })?;
-    for number in [SIGTERM, SIGINT] {
-        // SAFETY: the handler only makes an async-signal-safe call, and both numbers are signals that can be handled.
-        unsafe { signal(number, on_signal) };
     }
     Ok(())
 }

@@ -152,12 +152,13 @@ impl Prefixes<'_> {
             self.known.insert(details.to_owned(), prefix);
         }
         let mut out = Vec::with_capacity(line.len());
-        out.extend_from_slice(self.known[details].as_bytes());
-        out.extend_from_slice(b"    | ");
+        // The time comes first, as with Docker's client.
         if !time.is_empty() {
             out.extend_from_slice(time.as_bytes());
             out.push(b' ');
         }
+        out.extend_from_slice(self.known[details].as_bytes());
+        out.extend_from_slice(b"    | ");
         out.extend_from_slice(text);
         Ok(out)
     }
@@ -173,15 +174,17 @@ impl Prefixes<'_> {
             detail("com.docker.swarm.task.id"),
         );
         let shown = |id: &str| if self.args.no_trunc { id.to_owned() } else { short_id(id).to_owned() };
-        if self.args.no_resolve {
-            let task = if self.args.no_task_ids { String::new() } else { format!(".{}", shown(task_id)) };
-            return format!("{}{task}@{}", shown(service_id), shown(node_id));
-        }
         // An object that is gone meanwhile is shown by its ID: the line itself matters more.
-        let service = self.client.get::<Service>(&format!("/services/{}", escape(service_id))).await;
-        let service = service.map_or_else(|_| shown(service_id), |service| service.spec.name);
-        let node = self.client.get::<Node>(&format!("/nodes/{}", escape(node_id))).await;
-        let node = node.map_or_else(|_| shown(node_id), |node| node.description.hostname);
+        let (service, node) = if self.args.no_resolve {
+            (service_id.to_owned(), node_id.to_owned())
+        } else {
+            let service = self.client.get::<Service>(&format!("/services/{}", escape(service_id))).await;
+            let node = self.client.get::<Node>(&format!("/nodes/{}", escape(node_id))).await;
+            (
+                service.map_or_else(|_| shown(service_id), |service| service.spec.name),
+                node.map_or_else(|_| shown(node_id), |node| node.description.hostname),
+            )
+        };
         let slot = match self.client.get::<Task>(&format!("/tasks/{}", escape(task_id))).await {
             Ok(task) => format!(".{}", if task.slot.is_none() { shown(&task.node_id) } else { slot_name(&task) }),
             Err(_) => String::new(),

@@ -211,50 +211,6 @@ async fn nodes_are_shown_as_docker_shows_them() {
 }
 
 #[tokio::test]
-async fn output_is_collected_from_every_node() {
-    let server = Server::start(Fake { other_is: NodeState::Ready, ..Fake::new() });
-    let (status, body) = server.send(Method::GET, "/services/web/logs?stdout=1&stderr=1&details=1", "").await;
-    assert_eq!(status, StatusCode::OK);
-    let text = String::from_utf8_lossy(&body);
-    let details = format!("com.docker.swarm.node.id={ME},com.docker.swarm.service.id={WEB},com.docker.swarm.task.id=");
-    for part in [&details, " hello\n", " oops\n", "far \n"] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    let task = TaskId(10_000_001);
-    let path = format!("/tasks/{task}/logs?stdout=1&timestamps=1");
-    let (_, body) = server.send(Method::GET, &path, "").await;
-    assert_eq!(&body[8..], b"1970-01-01T00:00:00.000000000Z hello\n");
-    let server = Server::start(Fake { other_is: NodeState::Down, ..Fake::new() });
-    let (_, body) = server.send(Method::GET, "/services/web/logs?stdout=1", "").await;
-    assert!(String::from_utf8_lossy(&body).contains("is missing: its node is down"));
-}
-
-#[tokio::test]
-async fn following_goes_on_with_new_tasks_until_the_service_is_gone() {
-    let server = Server::start(Fake { other_is: NodeState::Ready, ..Fake::new() });
-    let was_read = async |task: TaskId| {
-        while !server.fake.read.lock().unwrap().contains(&task) {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let changes = async {
-        was_read(TaskId(10_000_001)).await;
-        slot(&mut server.fake.store.lock().unwrap(), WEB, 4, Some(ME), Some(TaskState::Running));
-        was_read(TaskId(10_000_004)).await;
-        let stamp = Stamp { lineage: 0, epoch: 9, seq: 1 };
-        server.fake.store.lock().unwrap().put(Key::Service(WEB), stamp, ME, None).unwrap();
-    };
-    let request = server.send(Method::GET, "/services/web/logs?stdout=1&details=1&follow=1", "");
-    let ((status, body), ()) = tokio::join!(request, changes);
-    assert_eq!(status, StatusCode::OK);
-    let text = String::from_utf8_lossy(&body);
-    assert_eq!(text.matches(" hello\n").count(), 2, "{text}");
-    for part in [TaskId(10_000_001).to_string(), TaskId(10_000_004).to_string(), "far \n".to_owned()] {
-        assert_eq!(text.matches(&part).count(), 1, "{part}: {text}");
-    }
-}
-
-#[tokio::test]
 async fn workers_read_but_do_not_see_tokens() {
     let server = Server::start(Fake { role: Role::Worker, ..Fake::new() });
     assert_eq!(server.get("/services").await[0]["Spec"]["Name"], "web");

@@ -6,14 +6,18 @@ use super::*;
 const RESEND: Duration = Duration::from_millis(100);
 
 /// A task that answers each datagram with its name and the datagram.
-struct EchoDatagrams {
-    address: SocketAddr,
+pub(super) struct EchoDatagrams {
+    pub(super) address: SocketAddr,
     server: JoinHandle<()>,
 }
 
 impl EchoDatagrams {
     async fn start(name: u8) -> Self {
-        let socket = UdpSocket::bind((LOCALHOST, 0)).await.unwrap();
+        Self::start_at(LOCALHOST, name).await
+    }
+
+    pub(super) async fn start_at(address: IpAddr, name: u8) -> Self {
+        let socket = UdpSocket::bind((address, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
         let server = tokio::spawn(async move {
             let mut buffer = vec![0; 1 << 16];
@@ -34,14 +38,14 @@ impl EchoDatagrams {
 }
 
 /// A client whose socket takes answers of the published port alone.
-async fn client(port: u16) -> UdpSocket {
+pub(super) async fn client(port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((LOCALHOST, 0)).await.unwrap();
     socket.connect((LOCALHOST, port)).await.unwrap();
     socket
 }
 
 /// Sends until there is an answer and returns who gave it.
-async fn ask(client: &UdpSocket, datagram: &[u8]) -> u8 {
+pub(super) async fn ask(client: &UdpSocket, datagram: &[u8]) -> u8 {
     let mut buffer = vec![0; 1 << 16];
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -56,7 +60,7 @@ async fn ask(client: &UdpSocket, datagram: &[u8]) -> u8 {
     panic!("no answer");
 }
 
-fn udp_free_port() -> u16 {
+pub(super) fn udp_free_port() -> u16 {
     std::net::UdpSocket::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
@@ -65,7 +69,7 @@ fn table(port: u16, backends: &[(u128, NodeId, SocketAddr)]) -> RouteTable {
 }
 
 /// Two nodes; the far one knows the port, but finds it taken, for both share the loopback address.
-async fn pair(port: u16, backends: &[(u128, NodeId, SocketAddr)]) -> (IngressHandle, IngressHandle) {
+pub(super) async fn pair(port: u16, backends: &[(u128, NodeId, SocketAddr)]) -> (IngressHandle, IngressHandle) {
     let nodes = Arc::new(Nodes::default());
     let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
     let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());

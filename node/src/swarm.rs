@@ -423,7 +423,7 @@ impl SwarmHandle {
         let permit = link.opened.clone().try_acquire_owned().map_err(|_| io::ErrorKind::QuotaExceeded)?;
         let opening = self.open_on(link.peer_id, link.connection, protocol);
         let stream = tokio::time::timeout(OPEN_TIMEOUT, opening).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        Ok(PeerStream::new(stream, Some(permit)))
+        Ok(PeerStream::bound(stream, link.ending(), permit))
     }
 
     async fn open_on(

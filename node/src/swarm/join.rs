@@ -201,7 +201,7 @@ impl SwarmHandle {
         let public_key = public_key(&peer).ok_or_else(|| untrusted("its key is not Ed25519".into()))?;
         let open = self.open_on(peer, connection, service::JOIN);
         let stream = within(HELLO_TIMEOUT, open).await.map_err(unreachable)?;
-        let mut stream = PeerStream::new(stream, None);
+        let mut stream = PeerStream::new(stream);
 
         let answer = within(HELLO_TIMEOUT, exchange(&mut stream, &JoinAsk::Root)).await.map_err(unreachable)?;
         let (root_pem, credential, managers) = match answer {

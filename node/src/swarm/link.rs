@@ -157,6 +157,11 @@ impl Link {
         self.closing.cancel();
     }
 
+    /// Returns what is cancelled when the link has ended, for the other streams of its connection.
+    pub(super) fn ending(&self) -> CancellationToken {
+        self.closing.clone()
+    }
+
     /// Ends the link because another one to the same process takes its place, which its owner need not know.
     pub(super) fn replace(&self) {
         self.replaced.store(true, Ordering::SeqCst);
@@ -206,6 +211,7 @@ impl Link {
                 violation = link.read(reader, &events) => violation,
                 () = closing.cancelled() => None,
             };
+            closing.cancel();
             writing.abort();
             let node = link.peer.credential.node;
             ended(link.clone(), violation).await;

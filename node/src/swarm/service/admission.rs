@@ -125,7 +125,7 @@ impl Service {
             (State::New, protocol) if protocol == HELLO && !connection.dialled => {
                 self.set_state(id, State::Greeting, UNADMITTED_MAX);
                 let (shared, notes) = (self.shared.clone(), self.notes.clone());
-                let mut stream = PeerStream::new(stream, None);
+                let mut stream = PeerStream::new(stream);
                 tokio::spawn(async move {
                     let note = match hello::listen(&shared, &public_key, &mut stream).await {
                         Ok((purpose, peer)) => Note::Heard { connection: id, purpose, peer, stream },
@@ -135,7 +135,7 @@ impl Service {
                 });
             }
             (State::New, protocol) if protocol == JOIN && !connection.dialled => {
-                self.serve_join(id, public_key, remote, PeerStream::new(stream, None));
+                self.serve_join(id, public_key, remote, PeerStream::new(stream));
             }
             (State::Admitted(peer), protocol) if protocol == CONTROL && !connection.dialled => {
                 let peer = *peer;
@@ -153,7 +153,7 @@ impl Service {
     fn on_link_stream(&mut self, link: &Arc<Link>, public_key: [u8; 32], protocol: &StreamProtocol, stream: Stream) {
         let Ok(permit) = link.accepted.clone().try_acquire_owned() else { return };
         let from = link.peer.credential.node;
-        let mut stream = PeerStream::new(stream, Some(permit));
+        let mut stream = PeerStream::bound(stream, link.ending(), permit);
         match protocol {
             protocol if *protocol == TUNNEL => self.tell(SwarmEvent::Tunnel { from, stream }),
             protocol if *protocol == DATAGRAMS => self.tell(SwarmEvent::Datagrams { from, stream }),
@@ -309,7 +309,7 @@ impl Service {
             let _ = notes.send(Note::LinkEnded { link, violation }).await;
         };
         let predecessor = self.readers.remove(&node);
-        let stream = PeerStream::new(stream, None);
+        let stream = PeerStream::new(stream);
         let reader = link.run(stream, queues, predecessor, self.events.clone(), ended);
         self.readers.insert(node, reader);
     }
@@ -387,7 +387,7 @@ async fn greet(
     stream: oneshot::Receiver<io::Result<Stream>>,
 ) -> Outcome {
     match stream.await {
-        Ok(Ok(stream)) => hello::introduce(shared, public_key, purpose, &mut PeerStream::new(stream, None)).await,
+        Ok(Ok(stream)) => hello::introduce(shared, public_key, purpose, &mut PeerStream::new(stream)).await,
         Ok(Err(error)) => Outcome::Failed(error),
         Err(_) => Outcome::Failed(io::ErrorKind::NotConnected.into()),
     }

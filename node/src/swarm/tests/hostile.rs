@@ -46,7 +46,7 @@ impl Intruder {
         self.swarm.behaviour_mut().streams.open(self.peer, self.connection, protocol, reply);
         let work = async {
             let stream = stream.await.unwrap().unwrap();
-            work(PeerStream::new(stream, None)).await
+            work(PeerStream::new(stream)).await
         };
         let drive = async {
             loop {

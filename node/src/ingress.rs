@@ -21,15 +21,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 mod datagrams;
 mod forward;
+mod lanes;
 mod listener;
 pub mod metrics;
 mod port;
 mod relay;
 pub mod tunnel;
 mod udp;
+
+pub use lanes::Lanes;
 
 use crate::serving::{Connection, Serving};
 use metrics::IngressMetrics;
@@ -89,6 +93,8 @@ pub struct IngressConfig {
     pub serving: Arc<Serving>,
     /// Where to count.
     pub metrics: Arc<IngressMetrics>,
+    /// Where TCP connections are forwarded.
+    pub lanes: Lanes,
 }
 
 impl fmt::Debug for IngressConfig {
@@ -247,6 +253,7 @@ impl IngressHandle {
 /// A listening port and the task that serves it.
 struct Listening {
     port: Arc<Port>,
+    closing: CancellationToken,
     task: JoinHandle<()>,
 }
 
@@ -268,13 +275,17 @@ async fn follow(shared: Arc<Shared>, mut changes: watch::Receiver<Wanted>) {
                 Some(open) => open.port.retarget(route),
                 None => {
                     let port = Arc::new(Port::new(published, route, &shared.config));
+                    let closing = CancellationToken::new();
+                    let (for_task, closed) = ((shared.clone(), port.clone()), closing.clone());
                     let task = match published.transport {
-                        Transport::Udp => tokio::spawn(udp::listen(shared.clone(), port.clone())),
+                        Transport::Udp => tokio::spawn(async move {
+                            closed.run_until_cancelled(udp::listen(for_task.0, for_task.1)).await;
+                        }),
                         Transport::Tcp | Transport::Other => {
-                            tokio::spawn(listener::listen(shared.clone(), port.clone()))
+                            tokio::spawn(listener::listen(for_task.0, for_task.1, closed))
                         }
                     };
-                    listening.insert(published, Listening { port, task });
+                    listening.insert(published, Listening { port, closing, task });
                 }
             }
         }
@@ -312,9 +323,10 @@ impl Wanted {
 /// Closes a port and waits until its socket is gone, so that opening it again cannot fail because of us.
 async fn close(shared: &Shared, published: PublishedPort, listening: Option<Listening>) {
     let Some(listening) = listening else { return };
-    listening.task.abort();
-    // The only error is the cancellation that was just asked for.
-    let _ = listening.task.await;
+    listening.closing.cancel();
+    if let Err(error) = listening.task.await {
+        tracing::error!(port = %published, %error, "the listener of a published port panicked");
+    }
     if published.transport == Transport::Udp {
         let ended = shared.flows().end_port(published.number);
         drop(ended);

@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::disk::{self, Disk, Loaded};
 use crate::driver::choice;
 use crate::driver::measured::DriverMetrics;
+use crate::ingress::Lanes;
 use crate::ingress::metrics::IngressMetrics;
 
 pub mod backend;
@@ -74,6 +75,8 @@ struct Daemon {
     events: Arc<Hub>,
     router: axum::Router,
     metrics: ShellMetrics,
+    /// Outlives every cluster, so that connections of tasks that still run do.
+    lanes: Lanes,
     member: Option<Member>,
     joining: Option<Joining>,
     locked: Locked,
@@ -149,7 +152,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::write(config.data_dir.join("shoald.pid"), format!("{}\n", std::process::id()))
         .context("failed to write shoald.pid")?;
 
-    let mut daemon = Daemon::new((config, advertised, locked), (disk, &loaded), (router, engine, events), counters);
+    let lanes = Lanes::start().context("failed to start the threads that forward connections")?;
+    let mut daemon =
+        Daemon::new((config, advertised, locked), (disk, &loaded), (router, engine, events), counters, lanes);
     daemon.start(loaded).await?;
     tracing::info!(advertised = %daemon.advertised, data_dir = %daemon.config.data_dir.display(), "ready");
     if let Err(error) = machine::notify("READY=1") {
@@ -206,6 +211,7 @@ impl Daemon {
         (disk, loaded): (Disk, &Loaded),
         (router, engine, events): (axum::Router, Arc<OnceLock<Arc<Engine>>>, Arc<Hub>),
         metrics: ShellMetrics,
+        lanes: Lanes,
     ) -> Self {
         let incarnation = loaded.incarnation;
         let settings = loaded.settings.clone();
@@ -220,6 +226,7 @@ impl Daemon {
             events,
             router,
             metrics,
+            lanes,
             member,
             joining,
             locked,

@@ -2,10 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::port::{Admitted, Port};
@@ -20,10 +24,37 @@ pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Connections that wait in the kernel to be accepted; the kernel lowers it to `net.core.somaxconn` and drops the rest.
 const BACKLOG: u32 = 4096;
 
-/// Opens the port of TCP and forwards what arrives. Never returns; it is cancelled.
-pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>) {
-    let listener = open_port(&shared, &port, open).await;
-    accept(&shared, &port, &listener).await;
+/// Opens the port of TCP and forwards what arrives, until it is told to close. When it returns nothing listens any more.
+pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>, closing: CancellationToken) {
+    let opened = closing.run_until_cancelled(open_port(&shared, &port, open)).await;
+    let Some(listener) = opened else { return };
+    let lanes = shared.config.lanes.handles();
+    let mut accepting = JoinSet::new();
+    // More lanes than the port may have connections would wait for each other.
+    for lane in &lanes[..lanes.len().min(port.connections_max())] {
+        match on_lane(&listener, lane) {
+            Ok(listener) => {
+                let (shared, port) = (shared.clone(), port.clone());
+                accepting.spawn_on(async move { accept(&shared, &port, &listener).await }, lane);
+            }
+            Err(error) => warn!(port = %port.published, %error, "one thread less accepts connections"),
+        }
+    }
+    if accepting.is_empty() {
+        let (shared, port) = (shared.clone(), port.clone());
+        accepting.spawn(async move { accept(&shared, &port, &listener).await });
+    } else {
+        drop(listener);
+    }
+    closing.cancelled().await;
+    accepting.shutdown().await;
+}
+
+/// Returns the same socket for another runtime. Whichever is free takes a connection.
+fn on_lane(listener: &TcpListener, lane: &Handle) -> io::Result<TcpListener> {
+    let socket = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
+    let _entered = lane.enter();
+    TcpListener::from_std(socket)
 }
 
 /// Opens a port by `open`, trying again while it is taken.

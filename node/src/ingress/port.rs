@@ -23,7 +23,7 @@ pub(super) struct Port {
     pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
-    /// There may be room for one more connection. Only the listener waits for it.
+    /// There may be room for one more connection. Only listeners wait for it.
     room: Notify,
 }
 
@@ -70,7 +70,13 @@ impl Port {
         let State { route, balancer, .. } = &mut *state;
         balancer.retain(route);
         drop(state);
+        self.room.notify_waiters();
         self.room.notify_one();
+    }
+
+    /// Returns how many connections the port may have now.
+    pub(super) fn connections_max(&self) -> usize {
+        self.state().route.settings.connections.map_or(usize::MAX, |most| most.get() as usize)
     }
 
     /// Waits until the port may forward one more connection.

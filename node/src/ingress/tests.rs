@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 
 mod counted;
+mod lanes;
 mod limit;
 mod udp;
 mod v6;
@@ -57,6 +58,7 @@ fn config(node: NodeId, connections_max: usize) -> IngressConfig {
         clock: Arc::new(move || Time(u64::try_from(start.elapsed().as_millis()).unwrap())),
         serving: Arc::default(),
         metrics: Arc::default(),
+        lanes: Lanes::here(),
     }
 }
 
@@ -155,6 +157,17 @@ async fn connect(port: u16) -> io::Result<(TcpStream, u8)> {
         Ok((stream, name))
     };
     timeout(PATIENCE, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn connect_when_open(port: u16) -> (TcpStream, u8) {
+    let start = Instant::now();
+    loop {
+        match connect(port).await {
+            Ok(connected) => return connected,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn echo(stream: &mut TcpStream, text: &[u8]) {

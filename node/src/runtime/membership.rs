@@ -284,6 +284,7 @@ impl Daemon {
             clock: Arc::new(|| clock::now().time),
             serving: Arc::default(),
             metrics: self.metrics.ingress.clone(),
+            lanes: self.lanes.clone(),
         };
         Ingress::spawn(config, Arc::new(SwarmTunnels(swarm.clone())))
     }

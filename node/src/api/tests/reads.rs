@@ -345,6 +345,7 @@ async fn metrics_count_what_published_ports_carry() {
         clock: Arc::new(|| Time(0)),
         serving: Arc::default(),
         metrics: counted,
+        lanes: crate::ingress::Lanes::here(),
     };
     let ingress = Ingress::spawn(config, Arc::new(NoTunnels));
     ingress.apply(BTreeMap::new(), BTreeMap::from([(shoal_protocol::spec::PublishedPort::tcp(port), address)]));

@@ -33,14 +33,3 @@ async fn a_port_accepts_as_many_as_its_service_allows() {
     assert_eq!(timeout(PATIENCE, fourth.read_u8()).await.unwrap().unwrap(), b'a', "so is room that was given");
     drop(second);
 }
-
-async fn connect_when_open(port: u16) -> (TcpStream, u8) {
-    let start = Instant::now();
-    loop {
-        match connect(port).await {
-            Ok(connected) => return connected,
-            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}

@@ -18,6 +18,7 @@ use shoal_control::routes::{Backend, Route, RouteTable};
 use shoal_protocol::spec::{PortSettings, PublishedPort, Transport};
 use shoal_protocol::{NodeId, ServiceId, TaskId, Time};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -118,6 +119,8 @@ pub fn flows_max() -> usize {
 struct Shared {
     config: IngressConfig,
     tunnels: Arc<dyn Tunnels>,
+    /// Where tunnels are driven.
+    home: Handle,
     connections: Arc<Semaphore>,
     flows: Mutex<Flows<Upstream>>,
     queued_bytes: Arc<Semaphore>,
@@ -163,6 +166,7 @@ impl Ingress {
             metrics: config.metrics.clone(),
             port_errors: watch::Sender::new(BTreeMap::new()),
             tunnels,
+            home: Handle::current(),
             config,
         });
         let (wanted, changes) = watch::channel(Wanted::default());

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::metrics::BackendCounts;
+use super::metrics::{BackendCounts, PortMetrics};
 use super::port::{Counted, Port};
 use super::tunnel::{self, Refusal, TunnelError};
 use super::{Shared, TunnelStream, relay};
@@ -38,7 +38,6 @@ enum Upstream {
 /// Forwards `client` until its connection has ended.
 pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
     let metrics = &port.metrics;
-    relay::set_up(&client);
     let Some((counted, mut upstream)) = connect(shared, port).await else {
         metrics.add(|port| &port.given_up, 1);
         debug!(port = %port.published, "no backend took the connection");
@@ -49,14 +48,33 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
         debug!(port = %port.published, %error, "failed to tell a task who its client is");
         return relay::reset(client);
     }
-    let bytes = (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes));
     let result = match upstream {
-        Upstream::Task(task, _connection) => relay::relay_tcp(client, task, bytes).await,
-        Upstream::Tunnel(stream) => relay::relay(client, stream, bytes).await,
+        Upstream::Task(task, _connection) => relay::relay_tcp(client, task, counters(metrics)).await,
+        Upstream::Tunnel(stream) => relay_at_home(shared, port, client, stream).await,
     };
     if let Err(error) = result {
         debug!(port = %port.published, %error, "connection broke");
     }
+}
+
+/// Relays on the runtime that drives the links to other nodes: a tunnel's bytes would otherwise cross threads once more.
+async fn relay_at_home(
+    shared: &Shared,
+    port: &Arc<Port>,
+    client: TcpStream,
+    stream: Box<dyn TunnelStream>,
+) -> io::Result<()> {
+    let (client, port) = (client.into_std()?, port.clone());
+    let relayed = shared.home.spawn(async move {
+        let client = TcpStream::from_std(client)?;
+        relay::relay(client, stream, counters(&port.metrics)).await
+    });
+    relayed.await.map_err(io::Error::other)?
+}
+
+/// Counts bytes from the client, and to it.
+fn counters(metrics: &PortMetrics) -> (impl Fn(u64), impl Fn(u64)) {
+    (|bytes| metrics.add(|port| &port.bytes_in, bytes), |bytes| metrics.add(|port| &port.bytes_out, bytes))
 }
 
 /// Writes the header that tells the task who the client is, if the port wants it. It is the first thing that the task reads.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::port::{Admitted, Port};
-use super::{Shared, forward};
+use super::{Shared, forward, relay};
 
 /// Between two attempts to open a port that is taken.
 const BIND_RETRY: Duration = Duration::from_secs(1);
@@ -119,6 +119,7 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
     }
     socket.set_reuseaddr(true)?;
+    relay::set_up(&socket);
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -155,4 +156,20 @@ async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), cl
         forward::forward(&shared, &port, client).await;
         port.metrics.sub(|port| &port.open, 1);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt;
+
+    #[tokio::test]
+    async fn accepted_connections_are_set_up_as_the_listener_is() {
+        let listener = open((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap());
+        assert!(sockopt::socket_keepalive(&accepted).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), relay::KEEPALIVE_IDLE);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,7 +17,7 @@ const BUFFER_MIN: usize = 8 * 1024;
 const BUFFER_MAX: usize = 256 * 1024;
 
 /// Silence after which the kernel asks whether the other end of a connection still exists.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// Between such questions.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -31,15 +32,15 @@ pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends small pieces at once, and notices when the other end vanished without a word. Idle connections are kept.
-pub(super) fn set_up(stream: &TcpStream) {
+/// Sends small pieces at once, and notices when the other end vanished without a word. Idle connections are kept. What a
+/// listening socket is set to, the connections that it accepts are (Linux).
+pub(super) fn set_up(socket: &impl AsFd) {
     use rustix::net::sockopt;
-    let result = stream
-        .set_nodelay(true)
-        .and_then(|()| Ok(sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?))
-        .and_then(|()| Ok(sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?))
-        .and_then(|()| Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?))
-        .and_then(|()| Ok(sockopt::set_socket_keepalive(stream, true)?));
+    let result = sockopt::set_tcp_nodelay(socket, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL))
+        .and_then(|()| sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES))
+        .and_then(|()| sockopt::set_socket_keepalive(socket, true));
     if let Err(error) = result {
         // The other end has closed it already; reading tells how, and what it said before.
         trace!(%error, "failed to set socket options");

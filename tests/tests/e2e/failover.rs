@@ -1,14 +1,20 @@
 //! Nodes die, nodes are cut off: tasks move and requests go on.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use shoal_tests::http;
 use shoal_tests::lab::{IMAGE, Lab};
 use shoal_tests::load::{Load, Tally};
 use shoal_tests::wait::wait_until;
 
 use crate::{PUBLISHED, START_WAIT, WAIT, check, formed, serve, wait_well};
+
+/// How long a client may be left with a connection that leads nowhere. A link is given up after four seconds of silence.
+const BREAK_WAIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn tasks_move_when_a_node_dies_and_requests_go_on() -> Result<()> {
@@ -41,6 +47,31 @@ fn tasks_move(lab: &Lab) -> Result<()> {
         wait_until("all nodes are ready", WAIT, || lab.all_ready())?;
         wait_well(lab, 10, &[])?;
     }
+    Ok(())
+}
+
+#[test]
+fn connections_to_a_node_that_fell_silent_break() -> Result<()> {
+    let cluster = formed(3)?;
+    check(&cluster, connections_break(&cluster))
+}
+
+/// A client whose task is on a node that nobody hears any more is told so, once the link is given up. Its own connection to the
+/// node that it asked is well, so nothing else would ever tell it.
+fn connections_break(lab: &Lab) -> Result<()> {
+    let place = ["--name", "http", "--constraint", "node.hostname==n3", "-p", &format!("{PUBLISHED}:80")];
+    lab.node(1).shoal().ok(&[&["service", "create"][..], &place, &[IMAGE]].concat())?;
+    let mut stream = http::in_namespace(lab.client_namespace().as_deref(), || {
+        TcpStream::connect((lab.node(1).address(), PUBLISHED)).context("connect")
+    })?;
+    stream.set_read_timeout(Some(BREAK_WAIT))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: test\r\nConnection: keep-alive\r\n\r\n")?;
+    ensure!(stream.read(&mut [0; 4096])? > 0, "the task did not answer");
+    let cut = Instant::now();
+    lab.cut(&[3])?;
+    let ended = stream.read(&mut [0; 4096]).map_err(|error| error.kind());
+    println!("{ended:?} after {:.2} s", cut.elapsed().as_secs_f64());
+    ensure!(matches!(ended, Ok(0) | Err(ErrorKind::ConnectionReset)), "the connection stays: {ended:?}");
     Ok(())
 }
 

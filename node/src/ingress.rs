@@ -94,7 +94,7 @@ pub struct IngressConfig {
     pub serving: Arc<Serving>,
     /// Where to count.
     pub metrics: Arc<IngressMetrics>,
-    /// Where TCP connections are forwarded.
+    /// Where TCP connections are accepted, and forwarded if not through a tunnel.
     pub lanes: Lanes,
 }
 

@@ -1,8 +1,8 @@
 //! The threads that forward connections.
 //!
-//! Each lane is one thread with a runtime of its own, and a connection stays on the lane that accepted it: on a busy node
-//! neither a wake-up nor a lock crosses threads for a byte that is forwarded, and what is forwarded does not stand in the way
-//! of the cluster's own work, since the kernel divides the processors between them.
+//! Each lane is one thread with a runtime of its own, and a connection to a task of this node stays on the lane that accepted it:
+//! on a busy node neither a wake-up nor a lock crosses threads for a byte that is forwarded, and what is forwarded does not stand
+//! in the way of the cluster's own work, since the kernel divides the processors between them.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Lanes at most, however many processors there are.
 const LANES_MAX: usize = 16;
 
-/// Where connections are forwarded. The threads end, and their connections with them, when the last clone is dropped.
+/// Where connections are accepted, and forwarded if not through a tunnel. The threads end, and their connections with them, when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Lanes {
     handles: Arc<[Handle]>,

@@ -28,21 +28,19 @@ const BACKLOG: u32 = 4096;
 pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>, closing: CancellationToken) {
     let opened = closing.run_until_cancelled(open_port(&shared, &port, open)).await;
     let Some(listener) = opened else { return };
-    let lanes = shared.config.lanes.handles();
     let mut accepting = JoinSet::new();
-    // More lanes than the port may have connections would wait for each other.
-    for lane in &lanes[..lanes.len().min(port.connections_max())] {
+    for lane in shared.config.lanes.handles() {
         match on_lane(&listener, lane) {
             Ok(listener) => {
-                let (shared, port) = (shared.clone(), port.clone());
-                accepting.spawn_on(async move { accept(&shared, &port, &listener).await }, lane);
+                let (shared, port, is_first) = (shared.clone(), port.clone(), accepting.is_empty());
+                accepting.spawn_on(async move { accept(&shared, &port, &listener, is_first).await }, lane);
             }
             Err(error) => warn!(port = %port.published, %error, "one thread less accepts connections"),
         }
     }
     if accepting.is_empty() {
         let (shared, port) = (shared.clone(), port.clone());
-        accepting.spawn(async move { accept(&shared, &port, &listener).await });
+        accepting.spawn(async move { accept(&shared, &port, &listener, true).await });
     } else {
         drop(listener);
     }
@@ -124,12 +122,27 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener) {
+/// Accepts while the port has no limit, and where it has one if this is the lane that does so alone: each of several would have
+/// to hold a place free for the connection that it waits for.
+async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener, is_first: bool) {
+    let mut limited = port.limited();
     loop {
-        // Who has to wait for room does so in the kernel's backlog.
-        let admitted = port.admit().await;
-        match listener.accept().await {
-            Ok((client, _)) => take(shared, (port, admitted), client).await,
+        let is_limited = *limited.borrow_and_update();
+        let (admitted, accepted) = match is_limited {
+            true if !is_first => match limited.changed().await {
+                Ok(()) => continue,
+                Err(_) => return, // the port is gone
+            },
+            // Who has to wait for room does so in the kernel's backlog.
+            true => (Some(port.admit().await), listener.accept().await),
+            false => tokio::select! {
+                biased;
+                Ok(()) = limited.changed() => continue,
+                accepted = listener.accept() => (None, accepted),
+            },
+        };
+        match accepted {
+            Ok((client, _)) => take(shared, (port, admitted.unwrap_or_else(|| port.admit_unlimited())), client).await,
             Err(error) => {
                 shared.metrics.accept_errors.add(1);
                 debug!(port = %port.published, %error, "failed to accept");

@@ -54,3 +54,34 @@ async fn a_limit_is_one_limit_for_all_threads() {
     drop(first);
     assert_eq!(timeout(PATIENCE, second.read_u8()).await.unwrap().unwrap(), b'a');
 }
+
+#[tokio::test]
+async fn a_limit_holds_for_all_threads_from_when_it_is_set() {
+    let (task, port, other) = (EchoTask::start(b'a').await, free_port().await, free_port().await);
+    let config = IngressConfig { lanes: Lanes::start().unwrap(), ..config(HERE, CONNECTIONS_MAX) };
+    let counts = config.metrics.all.clone();
+    let ingress = Ingress::spawn(config, Arc::<Nodes>::default());
+    let limited = |most| {
+        let table = [(tcp(port), published(&task, most)), (tcp(other), published(&task, None))];
+        ingress.apply(BTreeMap::from(table), BTreeMap::new());
+    };
+    limited(None);
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(connect_when_open(port).await.0);
+    }
+    assert_eq!(counts.paused.get(), 0, "nothing waits where nothing is limited");
+    limited(Some(8));
+    wait_for("the port to be full", || async { counts.paused.get() > 0 }).await;
+    let mut ninth = TcpStream::connect((LOCALHOST, port)).await.unwrap();
+    // By the time that another port has answered so often, this one would have.
+    for _ in 0..8 {
+        held.push(connect_when_open(other).await.0);
+    }
+    assert_eq!(ninth.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    limited(None);
+    assert_eq!(timeout(PATIENCE, ninth.read_u8()).await.unwrap().unwrap(), b'a');
+    for _ in 0..8 {
+        held.push(connect_when_open(port).await.0);
+    }
+}

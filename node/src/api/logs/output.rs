@@ -21,10 +21,6 @@ use crate::driver::{LogLine, LogQuery, LogStream};
 /// How long another node may take until it begins to answer, and for each line that is not waited for; then it broke off.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How long output that is followed may be silent until it is looked whether its node is still there: the end of a link that fell
-/// silent does not reach its streams before the other end is heard again.
-const SILENT_MAX: Duration = Duration::from_secs(1);
-
 /// Lines with their details before them, or why there are no more.
 pub(super) type Lines = BoxStream<'static, Result<LogLine, String>>;
 
@@ -80,10 +76,6 @@ impl Output {
                 State::Reading(lines, begun) => match next_line(lines, self.wanted.query).await {
                     Next::Line(line) if self.progress.take(&line) => return Some(render(&line, self.wanted)),
                     Next::Line(_) => continue,
-                    Next::Silence => {
-                        self.look().await;
-                        continue;
-                    }
                     Next::Break(reason) => {
                         let lasted = Duration::from_nanos(self.api.backend.now().0.saturating_sub(begun.0));
                         Last::Break { reason, lasted }
@@ -134,8 +126,7 @@ impl Output {
             // The task is forgotten, or this node is no member any more.
             Err(_) => self.state = State::Ended,
         }
-        let is_reading = matches!(self.state, State::Reading(..)) && !self.task.node_down;
-        if !is_reading && !matches!(self.state, State::Ended) {
+        if !matches!(self.state, State::Ended) {
             self.state = State::Idle(Last::Nothing);
         }
     }
@@ -159,20 +150,21 @@ impl Output {
 /// What comes next of the lines that are being read.
 enum Next {
     Line(LogLine),
-    /// Nothing for a while, which means nothing yet.
-    Silence,
     Break(String),
     End,
 }
 
-/// Reads a line. What is not followed does not have to be waited for.
+/// Reads a line. What is not followed does not have to be waited for; what is may be silent for as long as the link to its node
+/// lasts.
 async fn next_line(lines: &mut Lines, query: LogQuery) -> Next {
-    let most = if query.follow { SILENT_MAX } else { ANSWER_MAX };
-    match tokio::time::timeout(most, lines.next()).await {
+    let line = match query.follow {
+        true => Ok(lines.next().await),
+        false => tokio::time::timeout(ANSWER_MAX, lines.next()).await,
+    };
+    match line {
         Ok(Some(Ok(line))) => Next::Line(line),
         Ok(Some(Err(reason))) => Next::Break(reason),
         Ok(None) => Next::End,
-        Err(_) if query.follow => Next::Silence,
         Err(_) => Next::Break(format!("nothing came for {} s", ANSWER_MAX.as_secs())),
     }
 }

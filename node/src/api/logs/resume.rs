@@ -15,7 +15,7 @@ use crate::driver::{LogLine, LogQuery, LogStream};
 const NO_CONTAINER_WAIT: Duration = Duration::from_millis(500);
 /// How long a node that is down is left alone.
 const DOWN_WAIT: Duration = Duration::from_secs(1);
-/// How long is waited after a first break; twice as long after each further one.
+/// How long is waited after a first break; after a second one it is a second, and twice as long after each further one.
 const BREAK_WAIT_MIN: Duration = Duration::from_millis(250);
 /// How long is waited after a break at most. What was read for longer than this was no failure.
 const BREAK_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -108,9 +108,9 @@ impl Progress {
                 let last = self.marks.iter().flatten().map(|mark| mark.time.0).max().unwrap_or_default();
                 Some(WallTime(last.saturating_sub(OVERLAP_NANOS)).max(first))
             }
-            // What there was is not wanted or did not exist. The clock is another one, but the only one there is.
-            (None, Some(begun), Some(_)) => Some(begun),
-            (None, _, None) | (None, None, Some(_)) => return self.asked,
+            // What there was is not wanted. The clock is another one, but the only one there is.
+            (None, Some(begun), Some(0)) => Some(begun),
+            (None, ..) => return self.asked,
         };
         LogQuery { tail: None, since: from.max(self.asked.since), follow: self.asked.follow }
     }
@@ -268,7 +268,10 @@ mod tests {
         let mut progress = Progress::new(query(Some(7), Some(3)));
         assert_eq!(progress.query(), query(Some(7), Some(3)), "nothing was answered");
         progress.begin(WallTime(9));
-        assert_eq!(progress.query(), query(None, Some(9)), "the last lines of then were none");
+        assert_eq!(progress.query(), query(Some(7), Some(3)), "none of the last lines came");
+        let mut from_now = Progress::new(query(Some(0), None));
+        from_now.begin(WallTime(9));
+        assert_eq!(from_now.query(), query(None, Some(9)), "what there was was not wanted");
         let line = |time| LogLine { stream: LogStream::Stdout, time: WallTime(time), bytes: Bytes::new() };
         assert!(progress.take(&line(SECOND)));
         assert_eq!(progress.query(), query(None, Some(SECOND)), "nothing before the first line");

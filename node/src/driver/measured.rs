@@ -88,7 +88,9 @@ struct Pending<'a> {
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        let (call, outcome) = (self.call.name, self.outcome);
+        // Whoever waits for something that lasts may stop waiting.
+        let is_left = self.call.lasts && self.outcome == ABANDONED;
+        let (call, outcome) = (self.call.name, if is_left { "left" } else { self.outcome });
         let seconds = self.began.elapsed().as_secs_f64();
         self.metrics.calls.get_or_create(&OutcomeLabels { call, outcome }).inc();
         if !self.call.lasts {
@@ -97,6 +99,9 @@ impl Drop for Pending<'_> {
         tracing::debug!(outcome, seconds, "driver call ended");
     }
 }
+
+/// How a call ends that nobody waited for.
+const ABANDONED: &str = "abandoned";
 
 fn outcome(error: &DriverError) -> &'static str {
     match error {
@@ -125,7 +130,7 @@ impl Measured {
     ) -> Result<T, DriverError> {
         let span = tracing::info_span!("driver", call = call.name, task = task.map(field::display), image);
         let measured = async {
-            let mut pending = Pending { metrics: &self.metrics, call, began: Instant::now(), outcome: "abandoned" };
+            let mut pending = Pending { metrics: &self.metrics, call, began: Instant::now(), outcome: ABANDONED };
             let result = running.await;
             pending.outcome = result.as_ref().map_or_else(outcome, |_| "ok");
             result

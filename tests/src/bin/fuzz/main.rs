@@ -156,10 +156,20 @@ fn attack(lab: &Lab, args: &Args) -> Result<()> {
     let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
     ensure!(panics.is_empty(), "seed {}: {}", args.seed, panics.join("\n"));
     let missed = tally.missed();
-    ensure!(missed.is_empty(), "seed {}: never answered as an endpoint should: {}", args.seed, missed.join(", "));
+    // A short run sends each endpoint a few requests only, and may do so while what it asks for is gone.
+    let is_thorough = args.duration >= THOROUGH;
+    ensure!(
+        missed.is_empty() || !is_thorough,
+        "seed {}: never answered as an endpoint should: {}",
+        args.seed,
+        missed.join(", ")
+    );
     ensure!(peak < before + GROWTH_MAX, "seed {}: the daemon had {peak} bytes, {before} at first", args.seed);
     is_well(lab, &socket)
 }
+
+/// How long a run is of which every endpoint has to be met.
+const THOROUGH: Duration = Duration::from_secs(5 * 60);
 
 /// Sends one request and counts what came of it.
 fn one(socket: &Path, random: &mut StdRng, known: &Known, tally: &Mutex<Tally>) {

@@ -69,12 +69,14 @@ impl Port {
 
     pub(super) fn retarget(&self, route: Route) {
         let counts = self.metrics.backends(&route.backends);
-        self.limited.send_replace(route.settings.connections.is_some());
+        let is_limited = route.settings.connections.is_some();
         let mut state = self.state();
         (state.route, state.counts) = (route, counts);
         let State { route, balancer, .. } = &mut *state;
         balancer.retain(route);
         drop(state);
+        // Told last: whoever hears of a limit has to find it.
+        self.limited.send_replace(is_limited);
         self.room.notify_one();
     }
 

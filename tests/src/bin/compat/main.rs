@@ -56,7 +56,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let outcome = run(&args);
+    // What is kept in it, after a failure to clean up, keeps it.
+    let _ = fs::remove_dir(&args.dir);
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("compat: {error:#}");

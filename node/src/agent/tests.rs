@@ -1,15 +1,13 @@
 use std::collections::BTreeSet;
 
-use shoal_control::task::plan::container_plan;
-use shoal_control::task::{NodeIdentity, PlannedFile, Wanted};
-use shoal_protocol::record::SlotName;
+use shoal_control::task::{NodeIdentity, PlannedFile};
+use shoal_protocol::ServiceId;
 use shoal_protocol::registry_auth::RegistryAuth;
 use shoal_protocol::spec::{ContainerSpec, TaskTemplate};
-use shoal_protocol::{ServiceId, TaskState};
 
 use super::*;
 use crate::driver::Capacity;
-use crate::driver::conformance::test_node;
+use crate::driver::conformance::{plan_of, test_node};
 use crate::driver::fake::{FakeCall, FakeDriver};
 use crate::driver::files::KnownFiles;
 
@@ -54,18 +52,7 @@ impl Bench {
             },
             ..TaskTemplate::default()
         };
-        let wanted = Wanted {
-            service: ServiceId(1),
-            slot: SlotName::Replica(1),
-            desired: TaskState::Running,
-            template: Ok(Arc::new(template.clone())),
-            service_name: "web".to_owned(),
-            service_labels: BTreeMap::new(),
-            ports: Vec::new(),
-            generic: Default::default(),
-            fenced: false,
-        };
-        container_plan(task, &wanted, &template, &self.node).unwrap()
+        plan_of((ServiceId(1), task), &template, &self.node)
     }
 
     async fn next(&mut self) -> (TaskId, DriverReport) {

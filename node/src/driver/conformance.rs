@@ -343,18 +343,7 @@ impl Suite<'_> {
             resources: Resources::default(),
             ..TaskTemplate::default()
         };
-        let wanted = Wanted {
-            service: ServiceId(fresh_id()),
-            slot: SlotName::Replica(1),
-            desired: TaskState::Running,
-            template: Ok(Arc::new(template.clone())),
-            service_name: "conformance".to_owned(),
-            service_labels: Default::default(),
-            ports: Vec::new(),
-            generic: Default::default(),
-            fenced: false,
-        };
-        container_plan(TaskId(fresh_id()), &wanted, &template, self.node).expect("the template has no templates")
+        plan_of((ServiceId(fresh_id()), TaskId(fresh_id())), &template, self.node)
     }
 
     async fn start(&self, plan: &ContainerPlan) -> anyhow::Result<Running> {
@@ -440,4 +429,24 @@ fn fresh_id() -> u128 {
 fn wall_now() -> WallTime {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Returns the plan of the first task of a service. There must be no templates in `template`.
+pub(crate) fn plan_of(
+    (service, task): (ServiceId, TaskId),
+    template: &TaskTemplate,
+    node: &NodeIdentity,
+) -> ContainerPlan {
+    let wanted = Wanted {
+        service,
+        slot: SlotName::Replica(1),
+        desired: TaskState::Running,
+        template: Ok(Arc::new(template.clone())),
+        service_name: "conformance".to_owned(),
+        service_labels: Default::default(),
+        ports: Vec::new(),
+        generic: Default::default(),
+        fenced: false,
+    };
+    container_plan(task, &wanted, template, node).expect("the template has no templates")
 }

@@ -224,14 +224,13 @@ mod tests {
 
     use prometheus_client::encoding::text;
 
-    use shoal_control::task::plan::container_plan;
-    use shoal_control::task::{NodeIdentity, Wanted};
-    use shoal_protocol::record::SlotName;
+    use shoal_control::task::NodeIdentity;
     use shoal_protocol::spec::{ContainerSpec, TaskTemplate};
     use shoal_protocol::value::NodeStatus;
-    use shoal_protocol::{ClusterId, NodeId, ServiceId, TaskState};
+    use shoal_protocol::{ClusterId, NodeId, ServiceId};
 
     use super::*;
+    use crate::driver::conformance::plan_of;
     use crate::driver::fake::{FakeCall, FakeDriver};
     use crate::logged::Logged;
 
@@ -252,19 +251,8 @@ mod tests {
     fn plan(image: &str) -> ContainerPlan {
         let container_spec = ContainerSpec { image: image.to_owned(), ..ContainerSpec::default() };
         let template = TaskTemplate { container_spec, ..TaskTemplate::default() };
-        let wanted = Wanted {
-            service: ServiceId(1),
-            slot: SlotName::Replica(1),
-            desired: TaskState::Running,
-            template: Ok(Arc::new(template.clone())),
-            service_name: "web".to_owned(),
-            service_labels: Default::default(),
-            ports: Vec::new(),
-            generic: Default::default(),
-            fenced: false,
-        };
         let node = NodeIdentity::new(NodeId(1), ClusterId(1), &NodeStatus::default());
-        container_plan(TaskId(7), &wanted, &template, &node).unwrap()
+        plan_of((ServiceId(1), TaskId(7)), &template, &node)
     }
 
     #[tokio::test]

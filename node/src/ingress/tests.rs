@@ -62,6 +62,15 @@ fn config(node: NodeId, connections_max: usize) -> IngressConfig {
     }
 }
 
+/// Returns the ingresses of two nodes, of which the first reaches the second.
+fn two_nodes() -> (IngressHandle, IngressHandle) {
+    let nodes = Arc::new(Nodes::default());
+    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
+    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
+    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    (near, far)
+}
+
 fn ingress() -> IngressHandle {
     Ingress::spawn(config(HERE, CONNECTIONS_MAX), Arc::<Nodes>::default())
 }
@@ -180,10 +189,7 @@ async fn echo(stream: &mut TcpStream, text: &[u8]) {
 #[tokio::test]
 async fn both_local_and_remote_tasks_are_reached() {
     let (a, b, port) = (EchoTask::start(b'a').await, EchoTask::start(b'b').await, free_port().await);
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     let backends = [(1, HERE, a.address), (2, THERE, b.address)];
     // The far node shares the loopback address, so that only its table matters here: its listener finds the port taken.
     publish(&near, port, &backends).await;
@@ -253,10 +259,7 @@ async fn no_request_fails_when_a_task_dies() {
 #[tokio::test]
 async fn a_task_that_is_about_to_be_stopped_gets_no_connection_from_anywhere() {
     let (a, b, port) = (EchoTask::start(b'a').await, EchoTask::start(b'b').await, free_port().await);
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     // Neither table says so yet.
     let backends = [(1, THERE, a.address), (2, HERE, b.address)];
     publish(&near, port, &backends).await;
@@ -330,10 +333,7 @@ async fn a_client_without_backends_is_reset_and_one_that_waits_is_served() {
 #[tokio::test]
 async fn either_side_may_end_first() {
     let (task, port) = (EchoTask::start(b'a').await, free_port().await);
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     far.apply(BTreeMap::from([(tcp(port), route(&[(1, THERE, task.address)]))]), BTreeMap::new());
     for node in [HERE, THERE] {
         let nodes = if node == HERE { "local" } else { "remote" };
@@ -431,10 +431,7 @@ async fn read_header(bytes: usize) -> SocketAddr {
 #[tokio::test]
 async fn a_task_is_told_who_the_client_is_if_it_wants_to_know() {
     let port = free_port().await;
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     for (node, version) in
         [(HERE, ProxyVersion::V1), (HERE, ProxyVersion::V2), (THERE, ProxyVersion::V1), (THERE, ProxyVersion::V2)]
     {

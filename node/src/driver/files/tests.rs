@@ -1,13 +1,12 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use shoal_control::task::NodeIdentity;
 use shoal_control::task::admission::Capacity;
-use shoal_control::task::plan::container_plan;
-use shoal_control::task::{NodeIdentity, Wanted};
-use shoal_protocol::record::SlotName;
 use shoal_protocol::spec::TaskTemplate;
-use shoal_protocol::{ClusterId, Kind, ServiceId, TaskState};
+use shoal_protocol::{ClusterId, Kind, ServiceId};
 
 use super::*;
+use crate::driver::conformance::plan_of;
 
 fn node() -> NodeIdentity {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -24,18 +23,7 @@ fn node() -> NodeIdentity {
 
 fn plan(node: &NodeIdentity, files: &[(u128, u32)]) -> ContainerPlan {
     let template = TaskTemplate::default();
-    let wanted = Wanted {
-        service: ServiceId(1),
-        slot: SlotName::Replica(1),
-        desired: TaskState::Running,
-        template: Ok(Arc::new(template.clone())),
-        service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
-        ports: Vec::new(),
-        generic: Default::default(),
-        fenced: false,
-    };
-    let mut plan = container_plan(TaskId(1), &wanted, &template, node).unwrap();
+    let mut plan = plan_of((ServiceId(1), TaskId(1)), &template, node);
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let file = |(id, mode): &(u128, u32)| PlannedFile {

@@ -30,10 +30,7 @@ fn count(ingress: &IngressHandle, family: &str, port: u16, task: u128) -> Option
 #[tokio::test]
 async fn connections_are_counted_for_the_task_that_took_them() {
     let (a, b, port) = (EchoTask::start(b'a').await, EchoTask::start(b'b').await, free_port().await);
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     let backends = [(1, HERE, a.address), (2, THERE, b.address)];
     publish(&near, port, &backends).await;
     far.apply(BTreeMap::from([(tcp(port), route(&backends))]), BTreeMap::new());

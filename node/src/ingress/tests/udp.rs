@@ -70,10 +70,7 @@ fn table(port: u16, backends: &[(u128, NodeId, SocketAddr)]) -> RouteTable {
 
 /// Two nodes; the far one knows the port, but finds it taken, for both share the loopback address.
 pub(super) async fn pair(port: u16, backends: &[(u128, NodeId, SocketAddr)]) -> (IngressHandle, IngressHandle) {
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     near.apply(table(port, backends), BTreeMap::new());
     // Whether it is open shows in a socket of ours no longer getting it.
     wait_for("port open", || async { UdpSocket::bind((LOCALHOST, port)).await.is_err() }).await;

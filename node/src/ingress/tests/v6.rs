@@ -11,10 +11,7 @@ const LOCALHOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 async fn connections_reach_tasks_of_both_families_here_and_there() {
     let (a, b) = (EchoTask::start_at(LOCALHOST_V6, b'a').await, EchoTask::start_at(LOCALHOST_V6, b'b').await);
     let (c, port) = (EchoTask::start(b'c').await, free_port().await);
-    let nodes = Arc::new(Nodes::default());
-    let near = Ingress::spawn(config(HERE, CONNECTIONS_MAX), nodes.clone());
-    let far = Ingress::spawn(config(THERE, CONNECTIONS_MAX), nodes.clone());
-    nodes.0.lock().unwrap().insert(THERE, far.clone());
+    let (near, far) = two_nodes();
     for (backends, want) in
         [(&[(1, HERE, a.address)][..], b'a'), (&[(2, THERE, b.address)], b'b'), (&[(3, HERE, c.address)], b'c')]
     {

@@ -1,5 +1,7 @@
 //! Every endpoint of the API, each with what its clients send.
 
+use std::fmt;
+
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -31,6 +33,12 @@ pub struct Endpoint {
     pub whose: Whose,
     /// What is sent.
     pub draw: fn(&mut StdRng) -> Content,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
 }
 
 /// What is sent to an endpoint, before anything is changed.

@@ -54,10 +54,10 @@ impl Tally {
         }
     }
 
-    /// Returns the endpoints that answered nothing but that they do not exist, if the run was long enough to tell.
+    /// Returns the places of endpoints that answered nothing but that they do not exist, if the run was long enough to tell.
     ///
     /// What an engine answers is not counted: it knows endpoints and nothing of what they are asked about here.
-    pub fn missed(&self) -> Vec<String> {
+    pub fn missed(&self) -> Vec<usize> {
         let asked: u64 = self.endpoints.values().flat_map(BTreeMap::values).sum();
         if asked < ENOUGH {
             return Vec::new();
@@ -66,8 +66,7 @@ impl Tally {
             self.endpoints.get(&place).is_some_and(|counts| counts.keys().any(|status| !NOT_THERE.contains(status)))
         };
         let own = ENDPOINTS.iter().enumerate().filter(|(_, endpoint)| endpoint.whose == Whose::Node);
-        let missed = own.filter(|(place, _)| !is_there(*place));
-        missed.map(|(_, endpoint)| format!("{} {}", endpoint.method, endpoint.path)).collect()
+        own.map(|(place, _)| place).filter(|place| !is_there(*place)).collect()
     }
 }
 
@@ -84,9 +83,10 @@ mod tests {
         }
         assert!(tally.missed().is_empty());
         let place = |path: &str| ENDPOINTS.iter().position(|endpoint| endpoint.path == path).unwrap();
-        tally.endpoints.insert(place("/info"), BTreeMap::from([(404, 100), (405, 3)]));
+        let info = place("/info");
+        tally.endpoints.insert(info, BTreeMap::from([(404, 100), (405, 3)]));
         tally.endpoints.insert(place("/shoal/self/{what}"), BTreeMap::from([(404, 100)]));
         tally.endpoints.insert(place("/auth"), BTreeMap::from([(404, 100)]));
-        assert_eq!(tally.missed(), ["GET /info"]);
+        assert_eq!(tally.missed(), [info]);
     }
 }

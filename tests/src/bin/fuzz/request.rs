@@ -73,6 +73,11 @@ fn shaped(random: &mut StdRng, known: &Known) -> Request {
     } else {
         random.random_range(0..ENDPOINTS.len())
     };
+    to(chosen, random, known)
+}
+
+/// Draws a request to one endpoint, of those that [`ENDPOINTS`] lists.
+pub fn to(chosen: usize, random: &mut StdRng, known: &Known) -> Request {
     let endpoint = &ENDPOINTS[chosen];
     let content = (endpoint.draw)(random);
     let choice = random.random_range(0..1000);

@@ -1,5 +1,6 @@
 //! `shoald`, the daemon.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Some("man") => return write_man(arguments.next()),
         Some(_) | None => {}
     }
-    if asks_for_contents() {
+    if asks_for_contents(std::env::args_os().skip(1)) {
         print(contents());
         return ExitCode::SUCCESS;
     }
@@ -51,8 +52,8 @@ fn main() -> ExitCode {
 const LICENCES: &str = include_str!("../licences.txt");
 
 /// Whether `--verbose` stands beside `--version`.
-fn asks_for_contents() -> bool {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+fn asks_for_contents(arguments: impl Iterator<Item = OsString>) -> bool {
+    let arguments: Vec<_> = arguments.collect();
     let is = |names: &[&str]| arguments.iter().any(|argument| names.iter().any(|name| argument == name));
     arguments.len() == 2 && is(&["--version", "-V"]) && is(&["--verbose"])
 }
@@ -146,4 +147,24 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         LogFormat::Json => logs.json().init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_inside_is_listed_for_whoever_asks_for_the_version_at_length() {
+        let asks = |line: &str| asks_for_contents(line.split_whitespace().map(OsString::from));
+        assert!(asks("--version --verbose") && asks("--verbose -V"));
+        assert!(!asks("--version") && !asks("--verbose") && !asks("--version --verbose --init"));
+        let contents = contents();
+        let first = contents.lines().next().unwrap();
+        assert_eq!(first, concat!("shoald ", env!("CARGO_PKG_VERSION")));
+        let is_listed = |name: &str| {
+            let mut words = contents.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            words.any(|words| words.len() >= 3 && words[0] == name)
+        };
+        assert!(is_listed("libp2p") && is_listed("redb"), "{contents}");
+    }
 }

@@ -280,13 +280,10 @@ async fn follow(shared: Arc<Shared>, mut changes: watch::Receiver<Wanted>) {
                 None => {
                     let port = Arc::new(Port::new(published, route, &shared.config));
                     let closing = CancellationToken::new();
-                    let (for_task, closed) = ((shared.clone(), port.clone()), closing.clone());
                     let task = match published.transport {
-                        Transport::Udp => tokio::spawn(async move {
-                            closed.run_until_cancelled(udp::listen(for_task.0, for_task.1)).await;
-                        }),
+                        Transport::Udp => tokio::spawn(udp::listen(shared.clone(), port.clone(), closing.clone())),
                         Transport::Tcp | Transport::Other => {
-                            tokio::spawn(listener::listen(for_task.0, for_task.1, closed))
+                            tokio::spawn(listener::listen(shared.clone(), port.clone(), closing.clone()))
                         }
                     };
                     listening.insert(published, Listening { port, closing, task });

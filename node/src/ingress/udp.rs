@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use shoal_control::flows::{FlowId, FlowKey};
 use shoal_protocol::TaskId;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::listener::{ACCEPT_RETRY, open_port};
@@ -19,8 +20,12 @@ pub(super) use flow::Upstream;
 use flow::{Flow, Way};
 use socket::{PortSocket, Received};
 
-/// Opens the port of UDP and forwards what arrives. Never returns; it is cancelled, and its flows are ended by the caller.
-pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>) {
+/// Opens the port of UDP and forwards what arrives, until it is told to close. Its flows are ended by the caller.
+pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>, closing: CancellationToken) {
+    closing.run_until_cancelled(receive(shared, port)).await;
+}
+
+async fn receive(shared: Arc<Shared>, port: Arc<Port>) {
     let socket = Arc::new(open_port(&shared, &port, PortSocket::open).await);
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {

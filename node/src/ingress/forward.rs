@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use super::lanes::Place;
 use super::metrics::{BackendCounts, PortMetrics};
 use super::port::{Counted, Port};
 use super::tunnel::{self, Refusal, TunnelError};
@@ -35,8 +36,8 @@ enum Upstream {
     Tunnel(Box<dyn TunnelStream>),
 }
 
-/// Forwards `client` until its connection has ended.
-pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream) {
+/// Forwards `client` until its connection has ended; it has its place on a lane while bytes pass there.
+pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream, place: Place) {
     let metrics = &port.metrics;
     let Some((counted, mut upstream)) = connect(shared, port).await else {
         metrics.add(|port| &port.given_up, 1);
@@ -49,8 +50,14 @@ pub(super) async fn forward(shared: &Shared, port: &Arc<Port>, client: TcpStream
         return relay::reset(client);
     }
     let result = match upstream {
-        Upstream::Task(task, _connection) => relay::relay_tcp(client, task, counters(metrics)).await,
-        Upstream::Tunnel(stream) => relay_at_home(shared, port, client, stream).await,
+        Upstream::Task(task, _connection) => {
+            let _place = place;
+            relay::relay_tcp(client, task, counters(metrics)).await
+        }
+        Upstream::Tunnel(stream) => {
+            drop(place);
+            relay_at_home(shared, port, client, stream).await
+        }
     };
     if let Err(error) = result {
         debug!(port = %port.published, %error, "connection broke");

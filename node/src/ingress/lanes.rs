@@ -1,11 +1,14 @@
 //! The threads that forward connections.
 //!
-//! Each lane is one thread with a runtime of its own, and a connection to a task of this node stays on the lane that accepted it:
+//! Each lane is one thread with a runtime of its own, and a connection to a task of this node stays on the lane that it was given:
 //! on a busy node neither a wake-up nor a lock crosses threads for a byte that is forwarded, and what is forwarded does not stand
-//! in the way of the cluster's own work, since the kernel divides the processors between them.
+//! in the way of the cluster's own work, since the kernel divides the processors between them. Who accepts a connection gives it
+//! to the lane that has fewest: were all lanes to accept, each new connection would wake them all, and a few long ones could
+//! all be one lane's while the others are idle.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
@@ -14,11 +17,24 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Lanes at most, however many processors there are.
 const LANES_MAX: usize = 16;
 
-/// Where connections are accepted, and forwarded if not through a tunnel. The threads end, and their connections with them, when the last clone is dropped.
+/// The threads on which TCP connections are accepted, and forwarded if not through a tunnel. They end, and their connections with
+/// them, when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Lanes {
-    handles: Arc<[Handle]>,
+    lanes: Arc<[Lane]>,
     _running: Option<Arc<DropGuard>>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    runtime: Handle,
+    connections: Arc<AtomicUsize>,
+}
+
+/// A connection's place on a lane, for as long as this lives.
+pub(super) struct Place {
+    pub(super) runtime: Handle,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Lanes {
@@ -27,26 +43,76 @@ impl Lanes {
         let count = thread::available_parallelism().map_or(1, usize::from).min(LANES_MAX);
         let ended = CancellationToken::new();
         let running = Arc::new(ended.clone().drop_guard());
-        let mut handles = Vec::new();
+        let mut lanes = Vec::new();
         for number in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            handles.push(runtime.handle().clone());
+            lanes.push(Lane::new(runtime.handle().clone()));
             let ended = ended.clone();
             thread::Builder::new()
                 .name(format!("ingress-{number}"))
                 .spawn(move || runtime.block_on(ended.cancelled()))?;
         }
-        Ok(Self { handles: handles.into(), _running: Some(running) })
+        Ok(Self { lanes: lanes.into(), _running: Some(running) })
     }
 
     /// Forwards on the runtime of the caller, without threads.
     #[cfg(test)]
     pub fn here() -> Self {
-        Self { handles: [Handle::current()].into(), _running: None }
+        Self { lanes: [Lane::new(Handle::current())].into(), _running: None }
     }
 
-    /// Returns the runtimes, of which there is at least one.
-    pub(super) fn handles(&self) -> &[Handle] {
-        &self.handles
+    /// Returns where the connections of a port are accepted: ports are spread over the lanes by their numbers.
+    pub(super) fn acceptor(&self, port: u16) -> &Handle {
+        &self.lanes[usize::from(port) % self.lanes.len()].runtime
+    }
+
+    /// Gives a connection to the lane of the port's acceptor, which needs to wake nobody for it, unless another one has
+    /// clearly fewer: then to the one that has fewest.
+    pub(super) fn place(&self, port: u16) -> Place {
+        let own = &self.lanes[usize::from(port) % self.lanes.len()];
+        let least = self.lanes.iter().min_by_key(|lane| lane.count()).unwrap_or(own);
+        let lane = if own.count() * 4 <= least.count() * 5 { own } else { least };
+        lane.connections.fetch_add(1, Ordering::Relaxed);
+        Place { runtime: lane.runtime.clone(), connections: lane.connections.clone() }
+    }
+}
+
+impl Lane {
+    fn new(runtime: Handle) -> Self {
+        Self { runtime, connections: Arc::default() }
+    }
+
+    fn count(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_shared_out_evenly() {
+        let lanes = Lanes { lanes: (0..3).map(|_| Lane::new(Handle::current())).collect(), _running: None };
+        let counts = || -> Vec<usize> { lanes.lanes.iter().map(Lane::count).collect() };
+        let first = lanes.place(8081);
+        assert_eq!(counts(), [0, 0, 1], "the acceptor's own lane, where all are alike");
+        let _second = (lanes.place(8081), lanes.place(8081));
+        assert_eq!(counts(), [1, 1, 1]);
+        drop(first);
+        let many: Vec<Place> = (0..30).map(|_| lanes.place(8080)).collect();
+        let of_many = counts();
+        assert_eq!(of_many.iter().sum::<usize>(), 32);
+        assert!(of_many.iter().all(|count| (9..=13).contains(count)), "{of_many:?}");
+        drop(many);
+        assert_eq!(counts(), [1, 1, 0]);
+        let _other = lanes.place(8080);
+        assert_eq!(counts(), [1, 1, 1], "the lane that has none, though others have but one");
     }
 }

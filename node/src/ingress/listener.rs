@@ -2,15 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::Handle;
-use tokio::task::JoinSet;
+use rustix::net::SocketFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::port::{Admitted, Port};
 use super::{Shared, forward, relay};
@@ -28,31 +28,17 @@ const BACKLOG: u32 = 4096;
 pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>, closing: CancellationToken) {
     let opened = closing.run_until_cancelled(open_port(&shared, &port, open)).await;
     let Some(listener) = opened else { return };
-    let mut accepting = JoinSet::new();
-    for lane in shared.config.lanes.handles() {
-        match on_lane(&listener, lane) {
-            Ok(listener) => {
-                let (shared, port, is_first) = (shared.clone(), port.clone(), accepting.is_empty());
-                accepting.spawn_on(async move { accept(&shared, &port, &listener, is_first).await }, lane);
-            }
-            Err(error) => warn!(port = %port.published, %error, "one thread less accepts connections"),
+    let lane = shared.config.lanes.acceptor(port.published.number).clone();
+    let accepting = lane.spawn(async move {
+        if let Some(Err(error)) = closing.run_until_cancelled(accept(&shared, &port, listener)).await {
+            error!(port = %port.published, %error, "nobody accepts connections any more");
+            shared.set_port_error(port.published, error.to_string());
         }
+    });
+    if let Err(error) = accepting.await {
+        // Cancelled when the daemon ends.
+        debug!(%error, "the thread that accepted connections is gone");
     }
-    if accepting.is_empty() {
-        let (shared, port) = (shared.clone(), port.clone());
-        accepting.spawn(async move { accept(&shared, &port, &listener, true).await });
-    } else {
-        drop(listener);
-    }
-    closing.cancelled().await;
-    accepting.shutdown().await;
-}
-
-/// Returns the same socket for another runtime. Whichever is free takes a connection.
-fn on_lane(listener: &TcpListener, lane: &Handle) -> io::Result<TcpListener> {
-    let socket = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
-    let _entered = lane.enter();
-    TcpListener::from_std(socket)
 }
 
 /// Opens a port by `open`, trying again while it is taken.
@@ -107,7 +93,8 @@ fn bind<T>(address: Option<IpAddr>, port: u16, open: fn(SocketAddr) -> io::Resul
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+/// Opens a socket that belongs to no runtime yet.
+fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -119,31 +106,25 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     relay::set_up(&socket);
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
-/// Accepts while the port has no limit, and where it has one if this is the lane that does so alone: each of several would have
-/// to hold a place free for the connection that it waits for.
-async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener, is_first: bool) {
-    let mut limited = port.limited();
+/// Accepts one connection after another, each once the port has room for it: who has to wait does so in the kernel's backlog.
+async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: std::net::TcpListener) -> io::Result<()> {
+    // SAFETY: the listener owns its descriptor, which is open and the same until the `AsyncFd`, which keeps it, is dropped.
+    let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }.map_err(io::Error::from)?;
     loop {
-        let is_limited = *limited.borrow_and_update();
-        let (admitted, accepted) = match is_limited {
-            true if !is_first => match limited.changed().await {
-                Ok(()) => continue,
-                Err(_) => return, // the port is gone
-            },
-            // Who has to wait for room does so in the kernel's backlog.
-            true => (Some(port.admit().await), listener.accept().await),
-            false => tokio::select! {
-                biased;
-                Ok(()) = limited.changed() => continue,
-                accepted = listener.accept() => (None, accepted),
-            },
-        };
+        // However many come, the thread's other connections have their turn.
+        tokio::task::coop::consume_budget().await;
+        let mut waiting = listener.readable().await?;
+        let admitted = port.admit().await;
+        // Another thread may be the one that forwards it: what is accepted is registered with that one's runtime alone.
+        let accepted = waiting
+            .try_io(|listener| Ok(rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?));
         match accepted {
-            Ok((client, _)) => take(shared, (port, admitted.unwrap_or_else(|| port.admit_unlimited())), client).await,
-            Err(error) => {
+            Err(_nobody) => {}
+            Ok(Ok(client)) => take(shared, (port, admitted), client.into()).await,
+            Ok(Err(error)) => {
                 shared.metrics.accept_errors.add(1);
                 debug!(port = %port.published, %error, "failed to accept");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -153,7 +134,7 @@ async fn accept(shared: &Arc<Shared>, port: &Arc<Port>, listener: &TcpListener, 
 }
 
 /// Forwards `client` in a task of its own, as soon as the node may forward one more connection.
-async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), client: TcpStream) {
+async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), client: std::net::TcpStream) {
     let permit = match shared.connections.clone().try_acquire_owned() {
         Ok(permit) => permit,
         Err(_) => {
@@ -163,10 +144,14 @@ async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), cl
     };
     port.metrics.add(|port| &port.accepted, 1);
     let (shared, port) = (shared.clone(), port.clone());
-    tokio::spawn(async move {
+    let place = shared.config.lanes.place(port.published.number);
+    place.runtime.clone().spawn(async move {
         let _permits = (permit, admitted);
         port.metrics.add(|port| &port.open, 1);
-        forward::forward(&shared, &port, client).await;
+        match TcpStream::from_std(client) {
+            Ok(client) => forward::forward(&shared, &port, client, place).await,
+            Err(error) => debug!(port = %port.published, %error, "failed to take over a connection"),
+        }
         port.metrics.sub(|port| &port.open, 1);
     });
 }
@@ -175,10 +160,11 @@ async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), cl
 mod tests {
     use super::*;
     use rustix::net::sockopt;
+    use tokio::net::TcpListener;
 
     #[tokio::test]
     async fn accepted_connections_are_set_up_as_the_listener_is() {
-        let listener = open((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = TcpListener::from_std(open((Ipv4Addr::LOCALHOST, 0).into()).unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         assert!(sockopt::tcp_nodelay(&accepted).unwrap());

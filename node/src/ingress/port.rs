@@ -11,7 +11,7 @@ use shoal_control::flows;
 use shoal_control::routes::{Backend, Route};
 use shoal_protocol::spec::{ProxyVersion, PublishedPort};
 use shoal_protocol::{NodeId, TaskId, Time};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::IngressConfig;
 use super::metrics::{BackendCounts, PortMetrics, Reached};
@@ -23,10 +23,8 @@ pub(super) struct Port {
     pub(super) metrics: PortMetrics,
     here: NodeId,
     state: Mutex<State>,
-    /// There may be room for one more connection. Only the first lane's listener waits for it.
+    /// There may be room for one more connection. Only the listener waits for it.
     room: Notify,
-    /// Whether the port may have so many connections and no more.
-    limited: watch::Sender<bool>,
 }
 
 struct State {
@@ -55,7 +53,6 @@ impl Port {
         let rng = StdRng::seed_from_u64(config.seed ^ u64::from(published.number));
         let metrics = config.metrics.port(published);
         let counts = metrics.backends(&route.backends);
-        let limited = watch::Sender::new(route.settings.connections.is_some());
         Self {
             published,
             address: route.settings.address,
@@ -63,32 +60,17 @@ impl Port {
             here: config.node,
             state: Mutex::new(State { route, balancer: Balancer::default(), rng, counts, admitted: 0 }),
             room: Notify::new(),
-            limited,
         }
     }
 
     pub(super) fn retarget(&self, route: Route) {
         let counts = self.metrics.backends(&route.backends);
-        let is_limited = route.settings.connections.is_some();
         let mut state = self.state();
         (state.route, state.counts) = (route, counts);
         let State { route, balancer, .. } = &mut *state;
         balancer.retain(route);
         drop(state);
-        // Told last: whoever hears of a limit has to find it.
-        self.limited.send_replace(is_limited);
         self.room.notify_one();
-    }
-
-    /// Watches whether there is a limit; tells of every new route.
-    pub(super) fn limited(&self) -> watch::Receiver<bool> {
-        self.limited.subscribe()
-    }
-
-    /// Counts a connection that was accepted while there was no limit.
-    pub(super) fn admit_unlimited(self: &Arc<Self>) -> Admitted {
-        self.state().admitted += 1;
-        Admitted(self.clone())
     }
 
     /// Waits until the port may forward one more connection.

@@ -20,8 +20,8 @@ async fn a_port_accepts_as_many_as_its_service_allows() {
     limited(2);
     let (first, _) = connect_when_open(port).await;
     let (second, _) = connect(port).await.unwrap();
-    wait_for("the port to be full", || async { counts.paused.get() > 0 }).await;
     let mut third = TcpStream::connect((LOCALHOST, port)).await.unwrap();
+    wait_for("the port to be full", || async { counts.paused.get() > 0 }).await;
     // Other ports are not held up, and by the time one has answered, this one would have.
     let (_elsewhere, _) = connect_when_open(other).await;
     assert_eq!(third.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

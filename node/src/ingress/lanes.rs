@@ -13,6 +13,7 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
 
 /// Lanes at most, however many processors there are.
 const LANES_MAX: usize = 16;
@@ -48,9 +49,10 @@ impl Lanes {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             lanes.push(Lane::new(runtime.handle().clone()));
             let ended = ended.clone();
-            thread::Builder::new()
-                .name(format!("ingress-{number}"))
-                .spawn(move || runtime.block_on(ended.cancelled()))?;
+            thread::Builder::new().name(format!("ingress-{number}")).spawn(move || {
+                run_in_batches();
+                runtime.block_on(ended.cancelled());
+            })?;
         }
         Ok(Self { lanes: lanes.into(), _running: Some(running) })
     }
@@ -87,6 +89,16 @@ impl Lane {
     }
 }
 
+/// Lets whoever runs finish what it does when bytes arrive for this thread, instead of stopping it at once (`SCHED_BATCH`,
+/// sched(7)): where processors are busy, a task then writes more before it is read from, and a wake-up moves more bytes.
+fn run_in_batches() {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter outlives the call, which concerns the calling thread alone.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameter) } != 0 {
+        debug!(error = %io::Error::last_os_error(), "threads that forward connections run as any other");
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -114,5 +126,16 @@ mod tests {
         assert_eq!(counts(), [1, 1, 0]);
         let _other = lanes.place(8080);
         assert_eq!(counts(), [1, 1, 1], "the lane that has none, though others have but one");
+    }
+
+    #[test]
+    fn threads_that_forward_stop_nobody() {
+        thread::spawn(|| {
+            run_in_batches();
+            // SAFETY: the call takes no pointer and concerns the calling thread alone.
+            assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_BATCH);
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -120,6 +120,7 @@ async fn connect(shared: &Shared, port: &Arc<Port>) -> Option<(Counted, Upstream
         let next = deadline.min(Instant::now() + wait);
         loop {
             tokio::select! {
+                biased;
                 Some((counted, result)) = attempts.next() => {
                     pending.remove(&counted.task);
                     match result {

@@ -3,10 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
 use tracing::trace;
 
 /// Bytes of a direction's buffer at first: thousands of idle connections must be cheap.
@@ -26,10 +31,34 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// Connects to a task and sets the connection up.
+///
+/// A task of this machine answers while the call of `connect` lasts. So the kernel is asked at once, and neither the reactor nor a
+/// timer of the caller is troubled for most connections.
 pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    set_up(&stream);
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    set_up(&socket);
+    let is_connected = match rustix::net::connect(&socket, &address) {
+        Ok(()) => true,
+        Err(Errno::INPROGRESS) => is_writable(&socket)?,
+        Err(error) => return Err(error.into()),
+    };
+    let stream = TcpStream::from_std(socket.into())?;
+    if !is_connected {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
     Ok(stream)
+}
+
+/// Returns whether a socket can be written to now, and has no error to tell.
+fn is_writable(socket: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(polled[0].revents() == PollFlags::OUT)
 }
 
 /// Sends small pieces at once, and notices when the other end vanished without a word. Idle connections are kept. What a
@@ -55,7 +84,15 @@ pub(super) async fn relay_tcp(
 ) -> io::Result<()> {
     let result = {
         let ((from_client, to_client), (from_task, to_task)) = (client.split(), task.split());
-        both(copy(from_client, to_task, bytes.0), copy(from_task, to_client, bytes.1)).await
+        let has_ended = AtomicBool::new(false);
+        // Who ends last need not say so: both connections are closed then, which says it, too.
+        let end = async |mut writer: WriteHalf<'_>| match has_ended.swap(true, Ordering::Relaxed) {
+            false => writer.shutdown().await,
+            true => Ok(()),
+        };
+        let there = async { end(copy(from_client, to_task, bytes.0).await?).await };
+        let back = async { end(copy(from_task, to_client, bytes.1).await?).await };
+        both(there, back).await
     };
     if result.is_err() {
         reset(client);
@@ -72,7 +109,9 @@ pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     let result = {
         let ((from_tcp, to_tcp), (from_stream, to_stream)) = (tcp.split(), tokio::io::split(stream));
-        both(copy(from_tcp, to_stream, bytes.0), copy(from_stream, to_tcp, bytes.1)).await
+        let there = async { copy(from_tcp, to_stream, bytes.0).await?.shutdown().await };
+        let back = async { copy(from_stream, to_tcp, bytes.1).await?.shutdown().await };
+        both(there, back).await
     };
     if result.is_err() {
         reset(tcp);
@@ -94,17 +133,17 @@ where
     tokio::try_join!(first, second).map(|_| ())
 }
 
-/// Copies until the reader ends, then ends the writer: the other direction may go on.
-async fn copy(
+/// Copies until the reader ends; returns the writer, which is to be ended as well: the other direction may go on.
+async fn copy<W: AsyncWrite + Unpin>(
     mut reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
+    mut writer: W,
     count: impl Fn(u64),
-) -> io::Result<()> {
+) -> io::Result<W> {
     let mut buffer = vec![0; BUFFER_MIN];
     loop {
         let read = reader.read(&mut buffer).await?;
         if read == 0 {
-            return writer.shutdown().await;
+            return Ok(writer);
         }
         writer.write_all(&buffer[..read]).await?;
         writer.flush().await?;

@@ -2,7 +2,7 @@
 //! themselves; and a port whose tasks are all on another node.
 //!
 //! Who asks is on the node, so that every way is as long. Ways take turns, and who comes first changes, since they share two
-//! cores with whatever else runs.
+//! cores with whatever else runs. Small answers over connections that stay are asked for by `wrk`, a client that costs little.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -26,8 +26,11 @@ const PEER_PORT: u16 = 8090;
 /// Tasks behind a port.
 const REPLICAS: &str = "2";
 
-/// Connections at once of clients that make new ones, or keep theirs.
+/// Connections at once of clients that make new ones.
 const CLIENTS: usize = 32;
+
+/// Threads and connections of `wrk`.
+const WRK: [&str; 2] = ["-t2", "-c64"];
 
 /// Connections at once that carry much.
 const BULK_CLIENTS: usize = 2;
@@ -130,13 +133,18 @@ pub(crate) fn ingress(printer: &Printer, args: &LabArgs) -> Result<()> {
             );
         }
     }
-    eprintln!("load average {}", load_average());
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
+    eprintln!("load average {}, congestion control {}", load_average(), congestion.trim());
     proxy.stop()
 }
 
 /// Asks over one way for so long; returns how much came a second.
 fn rate(way: &Way, kind: Kind, window: Duration) -> Result<f64> {
-    let clients = if kind == Kind::Bulk { BULK_CLIENTS } else { CLIENTS };
+    let clients = match kind {
+        Kind::New => CLIENTS,
+        Kind::Kept => return rate_of_wrk(way, window),
+        Kind::Bulk => BULK_CLIENTS,
+    };
     let done = AtomicUsize::new(0);
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -159,6 +167,21 @@ fn rate(way: &Way, kind: Kind, window: Duration) -> Result<f64> {
     Ok(if kind == Kind::Bulk { count / 1e6 } else { count })
 }
 
+/// Lets `wrk` ask over one way, whole seconds; returns how many requests a second were answered.
+fn rate_of_wrk(way: &Way, window: Duration) -> Result<f64> {
+    let url = format!("http://{}/health", way.addresses[0]);
+    let seconds = format!("-d{}s", window.as_secs());
+    let output = http::in_namespace(way.namespace.as_deref(), || {
+        let output = Command::new("wrk").args(WRK).args([&seconds, &url]).output();
+        output.context("failed to start wrk: install the Debian package 'wrk'")
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "wrk: {text}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "requests failed: {text}");
+    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("wrk says no rate")?;
+    Ok(rate.trim().parse()?)
+}
+
 /// Sends one request and reads its answer. Returns how much it counts.
 fn ask(address: SocketAddr, kind: Kind, kept: &mut Option<TcpStream>) -> Result<usize> {
     let mut stream = match kept.take() {
@@ -171,13 +194,14 @@ fn ask(address: SocketAddr, kind: Kind, kept: &mut Option<TcpStream>) -> Result<
         }
     };
     let path = if kind == Kind::Bulk { format!("/bytes?n={BULK_BYTES}") } else { "/health".to_owned() };
-    let connection = if kind == Kind::New { "close" } else { "keep-alive" };
+    let connection = if kind == Kind::Bulk { "keep-alive" } else { "close" };
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: {connection}\r\n\r\n").as_bytes())?;
     let body = read_answer(&mut stream)?;
-    if kind != Kind::New {
+    if kind == Kind::Bulk {
         *kept = Some(stream);
+        return Ok(body);
     }
-    Ok(if kind == Kind::Bulk { body } else { 1 })
+    Ok(1)
 }
 
 /// Reads one answer of status 200; returns the bytes of its body.

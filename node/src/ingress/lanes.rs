@@ -18,8 +18,8 @@ use tracing::debug;
 /// Lanes at most, however many processors there are.
 const LANES_MAX: usize = 16;
 
-/// The threads on which TCP connections are accepted, and forwarded if not through a tunnel. They end, and their connections with
-/// them, when the last clone is dropped.
+/// The threads on which TCP connections are accepted, and forwarded if not through a tunnel. They end when the last clone is
+/// dropped; ports and connections that are open have one.
 #[derive(Debug, Clone)]
 pub struct Lanes {
     lanes: Arc<[Lane]>,
@@ -128,14 +128,16 @@ mod tests {
         assert_eq!(counts(), [1, 1, 1], "the lane that has none, though others have but one");
     }
 
-    #[test]
-    fn threads_that_forward_stop_nobody() {
-        thread::spawn(|| {
-            run_in_batches();
-            // SAFETY: the call takes no pointer and concerns the calling thread alone.
-            assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_BATCH);
-        })
-        .join()
-        .unwrap();
+    #[tokio::test]
+    async fn each_lane_is_a_thread_that_preempts_nobody() {
+        let lanes = Lanes::start().unwrap();
+        for (number, lane) in lanes.lanes.iter().enumerate() {
+            let asked = lane.runtime.spawn(async {
+                // SAFETY: the call takes no pointer and concerns the calling thread alone.
+                let policy = unsafe { libc::sched_getscheduler(0) };
+                (thread::current().name().map(str::to_owned), policy)
+            });
+            assert_eq!(asked.await.unwrap(), (Some(format!("ingress-{number}")), libc::SCHED_BATCH));
+        }
     }
 }

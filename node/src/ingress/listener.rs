@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
 use super::port::{Admitted, Port};
@@ -29,15 +30,14 @@ pub(super) async fn listen(shared: Arc<Shared>, port: Arc<Port>, closing: Cancel
     let opened = closing.run_until_cancelled(open_port(&shared, &port, open)).await;
     let Some(listener) = opened else { return };
     let lane = shared.config.lanes.acceptor(port.published.number).clone();
-    let accepting = lane.spawn(async move {
-        if let Some(Err(error)) = closing.run_until_cancelled(accept(&shared, &port, listener)).await {
-            error!(port = %port.published, %error, "nobody accepts connections any more");
-            shared.set_port_error(port.published, error.to_string());
-        }
-    });
-    if let Err(error) = accepting.await {
-        // Cancelled when the daemon ends.
-        debug!(%error, "the thread that accepted connections is gone");
+    let (published, of_acceptor) = (port.published, shared.clone());
+    // Aborted with whoever waits for it: an acceptor that is left holds the lanes, and so itself.
+    let accepting = AbortOnDropHandle::new(lane.spawn(async move {
+        closing.run_until_cancelled(accept(&of_acceptor, &port, listener)).await.unwrap_or(Ok(()))
+    }));
+    if let Err(error) = accepting.await.map_err(io::Error::other).flatten() {
+        error!(port = %published, %error, "nobody accepts connections any more");
+        shared.set_port_error(published, error.to_string());
     }
 }
 
@@ -150,7 +150,10 @@ async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), cl
         port.metrics.add(|port| &port.open, 1);
         match TcpStream::from_std(client) {
             Ok(client) => forward::forward(&shared, &port, client, place).await,
-            Err(error) => debug!(port = %port.published, %error, "failed to take over a connection"),
+            Err(error) => {
+                shared.metrics.accept_errors.add(1);
+                debug!(port = %port.published, %error, "failed to take over a connection");
+            }
         }
         port.metrics.sub(|port| &port.open, 1);
     });

@@ -41,7 +41,7 @@ pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     set_up(&socket);
     let is_connected = match rustix::net::connect(&socket, &address) {
         Ok(()) => true,
-        Err(Errno::INPROGRESS) => is_writable(&socket)?,
+        Err(Errno::INPROGRESS) => is_writable(&socket),
         Err(error) => return Err(error.into()),
     };
     let stream = TcpStream::from_std(socket.into())?;
@@ -54,11 +54,11 @@ pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Returns whether a socket can be written to now, and has no error to tell.
-fn is_writable(socket: &impl AsFd) -> io::Result<bool> {
+/// Returns whether a socket is known to be writable now and to have no error.
+fn is_writable(socket: &impl AsFd) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::OUT)];
-    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(polled[0].revents() == PollFlags::OUT)
+    let asked = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    asked.is_ok() && polled[0].revents() == PollFlags::OUT
 }
 
 /// Sends small pieces at once, and notices when the other end vanished without a word. Idle connections are kept. What a
@@ -71,7 +71,7 @@ pub(super) fn set_up(socket: &impl AsFd) {
         .and_then(|()| sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES))
         .and_then(|()| sockopt::set_socket_keepalive(socket, true));
     if let Err(error) = result {
-        // The other end has closed it already; reading tells how, and what it said before.
+        // Bytes pass without them, too.
         trace!(%error, "failed to set socket options");
     }
 }

@@ -79,6 +79,9 @@ async fn a_limit_holds_for_all_threads_from_when_it_is_set() {
     let (_elsewhere, _) = connect_when_open(other).await;
     let mut ninth = TcpStream::connect((LOCALHOST, port)).await.unwrap();
     wait_for("the port to be full", || async { counts.paused.get() > 0 }).await;
+    // By the time that another port has answered, this one would have.
+    let (_elsewhere_too, _) = connect_when_open(other).await;
+    assert_eq!(counts.open.get(), 10, "eight there and two on the other port");
     assert_eq!(ninth.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     limited(None);
     assert_eq!(timeout(PATIENCE, ninth.read_u8()).await.unwrap().unwrap(), b'a');

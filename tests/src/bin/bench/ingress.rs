@@ -29,8 +29,9 @@ const REPLICAS: &str = "2";
 /// Connections at once of clients that make new ones.
 const CLIENTS: usize = 32;
 
-/// Threads and connections of `wrk`.
-const WRK: [&str; 2] = ["-t2", "-c64"];
+/// Threads and connections of `wrk`, over all addresses of a way.
+const WRK_THREADS: usize = 2;
+const WRK_CONNECTIONS: usize = 64;
 
 /// Connections at once that carry much.
 const BULK_CLIENTS: usize = 2;
@@ -167,19 +168,28 @@ fn rate(way: &Way, kind: Kind, window: Duration) -> Result<f64> {
     Ok(if kind == Kind::Bulk { count / 1e6 } else { count })
 }
 
-/// Lets `wrk` ask over one way, whole seconds; returns how many requests a second were answered.
+/// Lets `wrk` ask over one way, whole seconds, one for each of its addresses; returns how many requests a second were answered.
 fn rate_of_wrk(way: &Way, window: Duration) -> Result<f64> {
-    let url = format!("http://{}/health", way.addresses[0]);
+    let each = |number: usize| (number / way.addresses.len()).max(1);
+    let limits = [format!("-t{}", each(WRK_THREADS)), format!("-c{}", each(WRK_CONNECTIONS))];
     let seconds = format!("-d{}s", window.as_secs());
-    let output = http::in_namespace(way.namespace.as_deref(), || {
-        let output = Command::new("wrk").args(WRK).args([&seconds, &url]).output();
-        output.context("failed to start wrk: install the Debian package 'wrk'")
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "wrk: {text}{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "requests failed: {text}");
-    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("wrk says no rate")?;
-    Ok(rate.trim().parse()?)
+    let start = |address: &SocketAddr| {
+        let mut command = Command::new("wrk");
+        command.args(&limits).args([&seconds, &format!("http://{address}/health")]);
+        command.stdout(Stdio::piped()).spawn().context("failed to start wrk: install the Debian package 'wrk'")
+    };
+    let started =
+        http::in_namespace(way.namespace.as_deref(), || Ok(way.addresses.iter().map(start).collect::<Vec<_>>()))?;
+    let mut rates = 0.0;
+    for child in started {
+        let output = child?.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "wrk failed: {text}");
+        ensure!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "requests failed: {text}");
+        let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("wrk says no rate")?;
+        rates += rate.trim().parse::<f64>()?;
+    }
+    Ok(rates)
 }
 
 /// Sends one request and reads its answer. Returns how much it counts.

@@ -33,10 +33,7 @@ struct Lane {
 }
 
 /// A connection's place on a lane, for as long as this lives.
-pub(super) struct Place {
-    pub(super) runtime: Handle,
-    connections: Arc<AtomicUsize>,
-}
+pub(super) struct Place(Arc<AtomicUsize>);
 
 impl Lanes {
     /// Starts a thread for each processor.
@@ -63,19 +60,29 @@ impl Lanes {
         Self { lanes: [Lane::new(Handle::current())].into(), _running: None }
     }
 
-    /// Returns where the connections of a port are accepted: ports are spread over the lanes by their numbers.
+    /// Returns where the connections of a port are accepted.
     pub(super) fn acceptor(&self, port: u16) -> &Handle {
-        &self.lanes[usize::from(port) % self.lanes.len()].runtime
+        &self.own(port).runtime
     }
 
-    /// Gives a connection to the lane of the port's acceptor, which needs to wake nobody for it, unless another one has
-    /// clearly fewer: then to the one that has fewest.
-    pub(super) fn place(&self, port: u16) -> Place {
-        let own = &self.lanes[usize::from(port) % self.lanes.len()];
+    /// Forwards a connection of a port by what `forward` makes of its place.
+    ///
+    /// That is on the lane of the port's acceptor, which needs to wake nobody for it, unless another one has clearly fewer: then
+    /// on the one that has fewest.
+    pub(super) fn spawn<F>(&self, port: u16, forward: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let own = self.own(port);
         let least = self.lanes.iter().min_by_key(|lane| lane.count()).unwrap_or(own);
         let lane = if own.count() * 4 <= least.count() * 5 { own } else { least };
         lane.connections.fetch_add(1, Ordering::Relaxed);
-        Place { runtime: lane.runtime.clone(), connections: lane.connections.clone() }
+        lane.runtime.spawn(forward(Place(lane.connections.clone())));
+    }
+
+    /// Returns a port's own lane: ports are spread over the lanes by their numbers.
+    fn own(&self, port: u16) -> &Lane {
+        &self.lanes[usize::from(port) % self.lanes.len()]
     }
 }
 
@@ -101,7 +108,7 @@ fn run_in_batches() {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -109,23 +116,51 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    /// Gives a connection to a lane and returns its place there, and the name of the thread that it is forwarded on.
+    async fn placed(lanes: &Lanes, port: u16) -> (Place, Option<String>) {
+        let (told, telling) = tokio::sync::oneshot::channel();
+        lanes.spawn(port, |place| async move {
+            let _ = told.send((place, thread::current().name().map(str::to_owned)));
+        });
+        telling.await.unwrap()
+    }
+
     #[tokio::test]
     async fn connections_are_shared_out_evenly() {
         let lanes = Lanes { lanes: (0..3).map(|_| Lane::new(Handle::current())).collect(), _running: None };
         let counts = || -> Vec<usize> { lanes.lanes.iter().map(Lane::count).collect() };
-        let first = lanes.place(8081);
+        let first = placed(&lanes, 8081).await;
         assert_eq!(counts(), [0, 0, 1], "the acceptor's own lane, where all are alike");
-        let _second = (lanes.place(8081), lanes.place(8081));
+        let _second = (placed(&lanes, 8081).await, placed(&lanes, 8081).await);
         assert_eq!(counts(), [1, 1, 1]);
         drop(first);
-        let many: Vec<Place> = (0..30).map(|_| lanes.place(8080)).collect();
+        let mut many = Vec::new();
+        for _ in 0..30 {
+            many.push(placed(&lanes, 8080).await);
+        }
         let of_many = counts();
         assert_eq!(of_many.iter().sum::<usize>(), 32);
         assert!(of_many.iter().all(|count| (9..=13).contains(count)), "{of_many:?}");
         drop(many);
         assert_eq!(counts(), [1, 1, 0]);
-        let _other = lanes.place(8080);
+        let _other = placed(&lanes, 8080).await;
         assert_eq!(counts(), [1, 1, 1], "the lane that has none, though others have but one");
+    }
+
+    #[tokio::test]
+    async fn connections_are_forwarded_on_the_lane_they_were_given_to() {
+        let lanes = Lanes::start().unwrap();
+        let mut held = Vec::new();
+        for number in 0..lanes.lanes.len() {
+            let port = u16::try_from(number).unwrap();
+            let (place, thread) = placed(&lanes, port).await;
+            assert_eq!(thread, Some(format!("ingress-{number}")));
+            held.push(place);
+        }
+        drop(held.pop());
+        let last = lanes.lanes.len() - 1;
+        let (_place, thread) = placed(&lanes, 0).await;
+        assert_eq!(thread, Some(format!("ingress-{last}")), "the lane that has none, not the acceptor's");
     }
 
     #[tokio::test]

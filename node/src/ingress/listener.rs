@@ -144,8 +144,8 @@ async fn take(shared: &Arc<Shared>, (port, admitted): (&Arc<Port>, Admitted), cl
     };
     port.metrics.add(|port| &port.accepted, 1);
     let (shared, port) = (shared.clone(), port.clone());
-    let place = shared.config.lanes.place(port.published.number);
-    place.runtime.clone().spawn(async move {
+    let (lanes, number) = (shared.config.lanes.clone(), port.published.number);
+    lanes.spawn(number, |place| async move {
         let _permits = (permit, admitted);
         port.metrics.add(|port| &port.open, 1);
         match TcpStream::from_std(client) {

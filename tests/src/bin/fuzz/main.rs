@@ -123,8 +123,8 @@ fn attack(lab: &Lab, args: &Args) -> Result<()> {
     // What chance has left out by the end is asked for until it has answered.
     let goes_on = || {
         let (took, tally) = (begun.elapsed(), tally.lock());
-        let is_late = |tally: &Tally| took >= args.duration + MISSED_WAIT || tally.missed().is_empty();
-        tally.is_ok_and(|tally| tally.faults.is_empty() && (took < args.duration || !is_late(&tally)))
+        let is_over = |tally: &Tally| took >= args.duration + MISSED_WAIT || tally.missed().is_empty();
+        tally.is_ok_and(|tally| tally.faults.is_empty() && (took < args.duration || !is_over(&tally)))
     };
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
